@@ -1,0 +1,86 @@
+"""What went wrong, where, and how to mend it: the only error types that users see."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+        where: The config key, or the file and row.
+        what: What is wrong there, in one sentence.
+        cure: What to do about it; empty where the sentence already says it.
+    """
+
+    where: str
+    what: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        """Return the problem as one or two lines, the cure indented below."""
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}\n    {self.cure}" if self.cure else head
+
+
+class LitHFError(Exception):
+    """A failure that is told to the user without a traceback.
+
+    Args:
+        problems: Everything that is wrong; all of it is printed.
+
+    Attributes:
+        exit_code: The exit code of the command that ends with this error.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        """Return one problem plainly, several as a numbered list."""
+        if len(self.problems) == 1:
+            return str(self.problems[0])
+        numbered = (f"{number}. {problem}" for number, problem in enumerate(self.problems, start=1))
+        return "\n".join([f"{len(self.problems)} problems:", *numbered])
+
+
+class InputError(LitHFError):
+    """The config, the data or the command line is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class TrainingError(LitHFError):
+    """Training had to stop; what was written before is kept."""
+
+    exit_code = 3
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Raise all problems as one error, or do nothing when there is none.
+
+    Raises:
+        InputError: If there is at least one problem.
+    """
+    if problems := tuple(problems):
+        raise InputError(*problems)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a cure for a name that is not valid: the nearest valid one first, then the rest.
+
+    >>> nearest("tokn", ["label", "token"])
+    "Did you mean 'token'? There is: label, token."
+    """
+    names = sorted(map(str, valid))
+    if not names:
+        return "There is none."
+    listed = f"There is: {', '.join(names)}."
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}? {listed}" if close else listed

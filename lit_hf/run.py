@@ -1,0 +1,113 @@
+"""A run is a folder: everything about one run, and the input of every later verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_hf.errors import InputError, Problem
+
+STATES = ("running", "finished", "failed", "preempted")
+
+
+class RunFolder:
+    """The places in a run's folder, and its record `run.json`.
+
+    Args:
+        path: The folder; it is made by `create`, not here.
+
+    Attributes:
+        config: The resolved config, as YAML, with no secret in it.
+        checkpoints: Folder of `best.ckpt` and `last.ckpt`.
+        tokenizer: The tokenizer as it was used, saved by `save_pretrained`.
+        metrics: Every logged value, as CSV.
+        export: The plain Hugging Face folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
+        self.metrics = self.path / "metrics.csv"
+        self.export = self.path / "export"
+        self._record = self.path / "run.json"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best monitored metric."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint; a run resumes from it."""
+        return self.checkpoints / "last.ckpt"
+
+    def exists(self) -> bool:
+        """Say whether a run was started here."""
+        return self.config.is_file() and self._record.is_file()
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: If it cannot be written to.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise InputError(
+                Problem(
+                    "output_dir",
+                    f"the run's folder {self.path} cannot be written: {error.strerror}.",
+                    "Give a folder that you may write to: --output_dir <folder>.",
+                )
+            ) from error
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the config that the run was started with.
+
+        Raises:
+            InputError: If there is no run here.
+        """
+        if not self.config.is_file():
+            raise InputError(Problem(str(self.path), "no run is here: it has no config.yaml.", "Start one: lit-hf fit."))
+        return yaml.safe_load(self.config.read_text(encoding="utf-8"))
+
+    def read_record(self) -> dict[str, Any]:
+        """Return `run.json`, or an empty record where there is none."""
+        if not self._record.is_file():
+            return {}
+        return json.loads(self._record.read_text(encoding="utf-8"))
+
+    def update_record(self, **fields: Any) -> None:
+        """Add fields to `run.json`, or replace them; the file is replaced whole."""
+        write_atomically(self._record, json.dumps({**self.read_record(), **fields}, indent=2, default=str) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

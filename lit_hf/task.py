@@ -1,0 +1,190 @@
+"""The Task contract: the one type that every room knows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from torchmetrics import MetricCollection
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
+
+Examples = dict[str, list[Any]]
+"""A batch of rows as columns, the way `datasets.map(batched=True)` passes it."""
+
+Batch = dict[str, Any]
+"""What a collator returns: tensors of shape [rows, ...], by the name of the model's argument."""
+
+Collator = Callable[[list[dict[str, Any]]], Batch]
+
+
+class Sizes(NamedTuple):
+    """What a batch holds, counted on the host when it was collated, so that nobody has to ask the device.
+
+    Attributes:
+        rows: Rows; 0 in a filler batch, which only keeps the ranks in step and counts nowhere.
+        tokens: Tokens that are not padding.
+        padded_tokens: Tokens, padding included.
+        targets: Targets that the loss is a mean over: labelled tokens, or rows where a row has one label.
+    """
+
+    rows: int
+    tokens: int
+    padded_tokens: int
+    targets: int
+
+
+class RowProblem(NamedTuple):
+    """A fault in the rows of a split, found before the model loads.
+
+    Attributes:
+        rows: The indices of all rows that have the fault, in the split.
+        column: The column that has it.
+        what: What is wrong, without the place.
+        cure: How to mend it.
+    """
+
+    rows: Sequence[int]
+    column: str
+    what: str
+    cure: str = ""
+
+
+class Task(ABC):
+    """All that differs between one task and another, and nothing else.
+
+    A task is made from the config's `task:` block, is bound once to a tokenizer and the labels, and is then handed to
+    the data module and the Lightning module, the same instance to both. It knows no Lightning and no trainer.
+
+    Attributes:
+        auto_class: Name of the `transformers` Auto class that builds its model.
+        pipeline_tag: The Hub's name of the task, also that of its `transformers.pipeline` where there is one.
+        peft_task_type: PEFT's name of the task, by which PEFT finds the head that must train beside an adapter.
+        tokenizer: The tokenizer; set by `bind`. It already truncates at the length the config asks for.
+        labels: Label names by id; None until they are known and for tasks without labels.
+    """
+
+    auto_class: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    peft_task_type: ClassVar[str | None] = None
+
+    tokenizer: PreTrainedTokenizerBase
+    labels: list[str] | None = None
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
+        """Give the task what is known only once data and tokenizer are loaded.
+
+        Args:
+            tokenizer: Truncates at `model_max_length`, so that `tokenizer(text, truncation=True)` is all a task needs.
+            labels: Label names by id, from `learn_labels` or from a checkpoint.
+        """
+        self.tokenizer = tokenizer
+        if labels is not None:
+            self.labels = labels
+
+    @property
+    @abstractmethod
+    def input_columns(self) -> list[str]:
+        """The columns that must be there always, in prediction too."""
+
+    @property
+    @abstractmethod
+    def target_columns(self) -> list[str]:
+        """The columns that must be there to train and to evaluate."""
+
+    def learn_labels(self, rows: Dataset) -> list[str] | None:
+        """Return the label names by id, from the features or the values of the training rows; None if it has none."""
+        return self.labels
+
+    def check(self, rows: Dataset) -> Iterable[RowProblem]:
+        """Find faults in the rows of a split: empty text, labels that are missing or unknown, and the like.
+
+        Called after `labels` is known and before anything is tokenized. Look at whole columns, not at single rows.
+        """
+        return ()
+
+    @abstractmethod
+    def encode(self, examples: Examples) -> Examples:
+        """Turn rows into the model's inputs; called in batches by `datasets.map`, whose result is cached on disk.
+
+        Args:
+            examples: Columns of rows. Where the target columns are missing, encode without labels.
+
+        Returns:
+            The model's inputs as columns; more or fewer rows than went in are allowed.
+        """
+
+    def collator(self, pad_to_multiple_of: int | None = None) -> Collator:
+        """Return what makes a batch of encoded rows; by default it pads to the longest row of the batch."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return the task's part of the model's config (`num_labels`, `id2label`, `problem_type`, ...)."""
+        return {}
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> ModelOutput:
+        """Run the model on a batch with targets.
+
+        Args:
+            model: The plain `transformers` (or PEFT) model. It is handed over whole, so that a preference loss can
+                call it twice.
+            batch: What the collator made, on the model's device.
+
+        Returns:
+            A model output whose `loss` is the mean over the batch's targets.
+        """
+        return model(**batch)
+
+    def metrics(self) -> MetricCollection:
+        """Return fresh metrics, named as they are logged after the split's name (`val/accuracy`)."""
+        from torchmetrics import MetricCollection
+
+        return MetricCollection({})
+
+    @property
+    def monitor(self) -> str:
+        """The metric that tells the best checkpoint unless the config names one; `loss` is always there."""
+        return "loss"
+
+    def update(self, metrics: MetricCollection, outputs: ModelOutput, batch: Batch) -> None:
+        """Add a batch to the metrics.
+
+        Args:
+            metrics: What `metrics` returned, on the model's device.
+            outputs: What `forward` returned, logits of shape [rows, ...].
+            batch: What `forward` was given.
+        """
+        return None
+
+    def evaluate(self, model: PreTrainedModel, batch: Batch, metrics: MetricCollection) -> Tensor:
+        """Evaluate a batch: by default `forward` and `update`; a generating task also generates here.
+
+        Returns:
+            The loss, a mean over the batch's targets.
+        """
+        outputs = self.forward(model, batch)
+        self.update(metrics, outputs, batch)
+        return outputs.loss
+
+    @abstractmethod
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
+        """Predict a batch without targets.
+
+        Returns:
+            One dict a row of the batch, in its order, of what is added to the user's row: JSON values, with scores.
+        """
+
+
+def named_labels(labels: Sequence[str]) -> Mapping[str, Any]:
+    """Return a model config's `num_labels`, `id2label` and `label2id` for labels in the order of their ids."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }

@@ -1,0 +1,129 @@
+"""The command `lit-hf`: finds the verb, hands it its options, and tells failures in plain words.
+
+Nothing heavy is imported before the verb is known, so that help, version and a mistyped verb answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from lit_hf import __version__
+from lit_hf.cli import messages
+from lit_hf.errors import InputError, LitHFError, Problem
+
+VERBS = {
+    "fit": "Train and evaluate a model, and export the best one.",
+    "validate": "Evaluate a run's best checkpoint on the validation split.",
+    "test": "Evaluate a run's best checkpoint on the test split.",
+    "predict": "Predict rows with a run or an exported model.",
+    "export": "Write a run's model as a plain Hugging Face folder.",
+    "env": "Show versions and devices, and what is missing here.",
+}
+"""What each verb does, in the order of the help."""
+
+TRAINER_VERBS = ("fit", "validate", "test")
+
+USAGE = f"""\
+usage: lit-hf <verb> [options]
+
+Fine-tune Hugging Face models with Lightning, from one YAML file.
+
+verbs:
+{chr(10).join(f"  {verb:<9} {purpose}" for verb, purpose in VERBS.items())}
+
+options:
+  -h, --help  Show this help; `lit-hf <verb> --help` shows a verb's own.
+  --version   Show the version.
+  --debug     Show tracebacks and the libraries' own messages; goes with every verb.
+
+examples:
+  lit-hf fit --config configs/quickstart.yaml
+  lit-hf fit -c task.yaml -c lora.yaml --trainer.max_steps 100
+  lit-hf predict --run runs/quickstart --text "some text"
+"""
+
+OUT_OF_MEMORY_CURE = (
+    "Lower data.batch_size (and raise trainer.accumulate_grad_batches by as much), or data.max_length, "
+    "or train an adapter (model.adapter)."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lit-hf`.
+
+    Args:
+        argv: The arguments after the command's name; those of the process if left out.
+
+    Returns:
+        The exit code: 0, or 1 for a failure, 2 for bad input, 3 for training that had to stop, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = _dispatch(arguments, debug)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of a pipe (`lit-hf env | head`) is gone. Python would flush stdout once more at exit, and fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt as error:
+        return _tell("interrupted.", 130, error, debug)
+    except LitHFError as error:
+        return _tell(str(error), error.exit_code, error, debug)
+    except Exception as error:
+        hint = "" if debug else "\nRun again with --debug for the traceback."
+        return _tell(_describe(error) + hint, 1, error, debug)
+
+
+def _dispatch(arguments: list[str], debug: bool) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"lit-hf {__version__}")
+        return 0
+    verb, options = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise InputError(_unknown_verb(verb))
+    messages.install(debug)
+    return _runner(verb)(options) or 0
+
+
+def _runner(verb: str) -> Callable[[list[str]], int | None]:
+    """Import what runs the verb; only now, because it imports torch and Lightning."""
+    if verb in TRAINER_VERBS:
+        run = importlib.import_module("lit_hf.cli.trainer").run
+        return lambda options: run(verb, options)
+    return importlib.import_module(f"lit_hf.cli.{verb}").run
+
+
+def _unknown_verb(word: str) -> Problem:
+    if word.startswith("-"):
+        return Problem("", "the verb is missing; it comes first.", f"For example: lit-hf fit {word} ...")
+    close = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.5)
+    hint = f"Did you mean 'lit-hf {close[0]}'? " if close else ""
+    return Problem("", f"there is no verb {word!r}.", f"{hint}The verbs are {', '.join(VERBS)}.")
+
+
+def _tell(text: str, code: int, error: BaseException, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    messages.print_error(text)
+    return code
+
+
+def _describe(error: Exception) -> str:
+    """Return an unforeseen error as one line, with a cure where one is known."""
+    lines = str(error).strip().splitlines()
+    line = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    # torch.OutOfMemoryError is told by its name: torch may not be imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"{line}\n    {OUT_OF_MEMORY_CURE}"
+    return line

@@ -1,0 +1,97 @@
+"""What the user sees on stderr: our own lines, real warnings, and nothing that libraries merely chat about."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+RED, YELLOW, RESET = "\033[31m", "\033[33m", "\033[0m"
+
+CHATTY_LOGGERS = ("bitsandbytes.backends.cpu.ops",)
+"""Their warnings are about optional speed-ups that the user did not ask for."""
+
+NEEDLESS_WARNINGS = (
+    r".*does not have many workers.*",
+    r".*litlogger.*",
+    r"The number of training batches .* is smaller than the logging interval.*",
+    r"Checkpoint directory .* exists and is not empty.*",
+)
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
+
+def install(debug: bool = False) -> None:
+    """Show messages plainly on stderr; call it before anything heavy is imported.
+
+    Args:
+        debug: Let the libraries say all they want to.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter(coloured(sys.stderr)))
+    logging.getLogger("lit_hf").setLevel(logging.INFO)
+    # Lightning adds a handler of its own only where the root has none: with this one, all goes through our filter.
+    root = logging.getLogger()
+    root.handlers = [old for old in root.handlers if not isinstance(old.formatter, _PlainFormatter)]
+    root.addHandler(handler)
+    if not debug:
+        handler.addFilter(_wanted)
+        _quieten_libraries()
+
+
+def coloured(stream: object) -> bool:
+    """Say whether a stream is a terminal that wants colours."""
+    return getattr(stream, "isatty", lambda: False)() and "NO_COLOR" not in os.environ
+
+
+def print_error(text: str) -> None:
+    """Print why the command failed."""
+    prefix = f"{RED}error:{RESET}" if coloured(sys.stderr) else "error:"
+    print(f"{prefix} {text}", file=sys.stderr)
+
+
+class _PlainFormatter(logging.Formatter):
+    """The message alone, and "warning: " or "error: " before one that is more than a note."""
+
+    def __init__(self, colour: bool) -> None:
+        super().__init__()
+        self._warning = f"{YELLOW}warning:{RESET} " if colour else "warning: "
+        self._error = f"{RED}error:{RESET} " if colour else "error: "
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.levelno < logging.WARNING:
+            return super().format(record)
+        return (self._error if record.levelno >= logging.ERROR else self._warning) + super().format(record)
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    """Let pass our own notes, once for all ranks, and other people's warnings."""
+    if record.levelno >= logging.WARNING:
+        return record.name not in CHATTY_LOGGERS
+    return record.name.partition(".")[0] == "lit_hf" and _rank() == 0
+
+
+def _rank() -> int:
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+
+
+def _quieten_libraries() -> None:
+    quiet = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DATASETS_VERBOSITY": "error",
+        "POSSIBLE_USER_WARNINGS": "off",  # Lightning's advice
+    }
+    if not sys.stderr.isatty():
+        quiet |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    for message in NEEDLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    logging.getLogger("lit_hf.libraries").warning("%s", " ".join(str(message).split()))

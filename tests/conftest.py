@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,21 +44,20 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    """An empty Hub that this process and its children load from by id, and an empty cache."""
-    _forget_hub()
-    yield _HUB
-    _forget_hub()
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub that this process and its children load from by id, and an empty cache.
 
+    In this process the client retries what failed at once; it would wait for 23 seconds.
+    """
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.utils import _http
 
-def _forget_hub() -> None:
-    _HUB.reset()
+    monkeypatch.setattr(_http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _: None}))
     for cache in ("hub", "datasets"):
         shutil.rmtree(_HOME / cache, ignore_errors=True)
-    if "huggingface_hub" in sys.modules:
-        from huggingface_hub import HfFileSystem
-
-        HfFileSystem.clear_instance_cache()
+    HfFileSystem.clear_instance_cache()
+    yield _HUB
+    _HUB.reset()
 
 
 @pytest.fixture(scope="session")

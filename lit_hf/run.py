@@ -78,8 +78,14 @@ class RunFolder:
             InputError: If there is no run here.
         """
         if not self.config.is_file():
-            raise InputError(Problem(str(self.path), "no run is here: it has no config.yaml.", "Start one: lit-hf fit."))
+            raise InputError(
+                Problem(str(self.path), "no run is here: it has no config.yaml.", "Start one: lit-hf fit.")
+            )
         return yaml.safe_load(self.config.read_text(encoding="utf-8"))
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write `config.yaml`; a reader sees it whole or not at all."""
+        write_atomically(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def read_record(self) -> dict[str, Any]:
         """Return `run.json`, or an empty record where there is none."""
@@ -100,8 +106,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

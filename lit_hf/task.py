@@ -86,6 +86,14 @@ class Task(ABC):
         if labels is not None:
             self.labels = labels
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learnt from the data, as JSON values; kept in every checkpoint."""
+        return {"labels": self.labels}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.labels = state["labels"]
+
     @property
     @abstractmethod
     def input_columns(self) -> list[str]:

@@ -1,17 +1,45 @@
-"""The Lightning CLI behind fit, validate and test (first cut: the parser)."""
+"""The Lightning CLI: one parser for fit, validate and test, and the objects that a config makes."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from lightning.pytorch import Trainer
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
+from lit_hf.checks import disk_problems, monitor_mode, monitor_problems, monitored
+from lit_hf.cli.config import parse
 from lit_hf.data.datamodule import LitDataModule
+from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
+from lit_hf.models.accounting import count_parameters
+from lit_hf.run import RunFolder
 from lit_hf.task import Task
-from lit_hf.tasks.text_classification import TextClassification  # noqa: F401
+from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
+from lit_hf.training.callbacks.progress import Progress
+from lit_hf.training.callbacks.record import RunRecorder
+from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.module import LitModule
+from lit_hf.training.tracking import trackers
+
+DEFAULT_EPOCHS = 3
+
+TRAINER_DEFAULTS = {
+    "enable_model_summary": False,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 1,
+    "use_distributed_sampler": False,
+}
+"""Where Lightning's own defaults do not serve fine-tuning: our loader shards itself, and gradients are clipped."""
 
 
 @dataclass
@@ -19,10 +47,10 @@ class RunSettings:
     """The run.
 
     Args:
-        name: Name of the run; the names of the config files where it is left out. The same name resumes the same run.
+        name: Name of the run; by default the names of the config files. The same name resumes the same run.
         output_dir: Folder of all runs.
         tracker: Where the logged values go beside `metrics.csv`.
-        monitor: Metric that tells the best checkpoint (`accuracy`, `loss`); the task's own where it is left out.
+        monitor: Metric that tells the best checkpoint (`accuracy`, `loss`); by default the task's own.
         patience: Stop after that many validations without a better one.
         merge: Merge the adapter into the base model in the export.
     """
@@ -36,17 +64,184 @@ class RunSettings:
 
 
 class TrainerCLI(LightningCLI):
-    """One verb's CLI."""
+    """Parses a config, and makes the task, the data, the model and the trainer of it.
+
+    Args:
+        arguments: The options after the verb.
+
+    Attributes:
+        run: The run's folder.
+        task: The task, the same object in data and model.
+        resolved: The whole config as plain values, with the run's name; it parses to the same config again.
+
+    Raises:
+        InputError: With everything that is wrong in the config.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.arguments = list(arguments)
+        super().__init__(
+            LitModule,
+            LitDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=42,
+            args=self.arguments,
+            # one parser for one verb; Lightning's own subcommands would also merge a checkpoint's hyper-parameters
+            run=False,
+            # Lightning's would ask for the parameters before the model is built
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+        )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put our own blocks first, Lightning's long tail after."""
-        parser.add_subclass_arguments(Task, "task", required=True)
+        parser.add_subclass_arguments(Task, "task", required=True, help="What is to be learnt.")
         parser.add_lightning_class_args(LitModule, "model")
         parser.add_lightning_class_args(LitDataModule, "data")
         parser.add_class_arguments(RunSettings)
         parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
         parser.link_arguments("task", "data.task", apply_on="instantiate")
         parser.link_arguments("task", "model.task", apply_on="instantiate")
         for key in ("checkpoint", "revision", "trust_remote_code"):
             parser.link_arguments(f"model.{key}", f"data.{key}")
         parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse strictly: every problem of the config at once."""
+        self.config = parse(parser, args)
+        self.config.name = self.config.name or default_name(args)
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.config.name):
+            raise InputError(
+                Problem("name", f"{self.config.name!r} is no name.", "Use letters, digits, '.', '_' and '-' only.")
+            )
+        self.run = RunFolder(Path(self.config.output_dir) / self.config.name)
+        self.resolved: dict[str, Any] = yaml.safe_load(parser.dump(self.config, skip_none=False))
+
+    def instantiate_classes(self) -> None:
+        """Make the task, the data and the model; nothing is loaded yet."""
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except LitHFError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InputError(Problem("", str(error).strip())) from error
+        self.task: Task = self.config_init.task
+        self.datamodule: LitDataModule = self.config_init.data
+        self.model: LitModule = self.config_init.model
+
+    # before the trainer starts
+
+    def prepare(self, stage: str) -> None:
+        """Load and check the data, then check all that can be checked before weights are loaded.
+
+        Raises:
+            InputError: With everything that is wrong.
+        """
+        self.datamodule.prepare(stage)
+        raise_problems([*self.model.check(), *self._run_problems(stage)])
+        self._set_seed()  # so that the weights are the same whether the data came from the cache or not
+
+    def _run_problems(self, stage: str) -> list[Problem]:
+        config = self.config
+        monitor = monitored(self.task, config.monitor)
+        has_validation = stage != "fit" or "validation" in self.datamodule.splits
+        problems = list(monitor_problems(self.task, monitor, has_validation, config.patience))
+        if stage == "fit":
+            self.run.create()
+            size = count_parameters(self.model.skeleton())
+            problems += disk_problems(self.run.path, *size)
+        return problems
+
+    def make_trainer(self, stage: str) -> Trainer:
+        """Return the trainer of a stage, with the callbacks and trackers that the run needs."""
+        settings = dict(self.config_init.trainer)
+        throughput = Throughput()
+        own: list[Callback] = [Progress(throughput)]
+        if stage == "fit":
+            own += [throughput, StopOnNonFinite(self.run), RunRecorder(self.run, throughput=throughput)]
+            own += self._checkpoint_callbacks(bool(settings["enable_checkpointing"] in (None, True)))
+            if settings["logger"] in (None, True):
+                settings["logger"] = trackers(self.config.tracker, self.run, self.resolved)
+            if settings["max_epochs"] is None and settings["max_steps"] == -1 and settings["max_time"] is None:
+                settings["max_epochs"] = DEFAULT_EPOCHS
+        else:
+            settings |= {"logger": False, "enable_checkpointing": False}
+        given = settings["callbacks"] or []
+        settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
+        self.trainer = Trainer(**{**settings, "default_root_dir": str(self.run.path)})
+        return self.trainer
+
+    def _checkpoint_callbacks(self, enabled: bool) -> list[Callback]:
+        if not enabled:
+            return []
+        monitor = monitored(self.task, self.config.monitor)
+        mode = monitor_mode(self.task, monitor)
+        has_validation = "validation" in self.datamodule.splits
+        callbacks: list[Callback] = [
+            ModelCheckpoint(
+                dirpath=self.run.checkpoints,
+                filename="best",
+                monitor=f"val/{monitor}" if has_validation else None,
+                mode=mode,
+                save_last=True,
+                enable_version_counter=False,
+            )
+        ]
+        if self.config.patience is not None:
+            callbacks.append(EarlyStopping(f"val/{monitor}", patience=self.config.patience, mode=mode))
+        return callbacks
+
+    @rank_zero_only
+    def save_inputs(self) -> None:
+        """Keep in the run's folder what later verbs need: the config and the tokenizer."""
+        self.run.create()
+        self.run.write_config(self.resolved)
+        self.task.tokenizer.save_pretrained(self.run.tokenizer)
+
+
+def default_name(arguments: Sequence[str]) -> str:
+    """Return a run's name made of its config files' names, so that the same command is the same run."""
+    files = []
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, inline = option.partition("=")
+        if name in ("-c", "--config"):
+            files.append(Path(inline or value).stem)
+    return "-".join(files) or "run"
+
+
+def with_run_config(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a leading run folder (or `--run FOLDER`) replaced by that run's config.
+
+    Raises:
+        InputError: If there is no run in the folder.
+    """
+    given = list(arguments)
+    if given and given[0] == "--run":
+        given = given[1:]
+    if not given or given[0].startswith("-"):
+        return list(arguments)
+    run = RunFolder(given[0])
+    config = run.read_config()
+    folder = run.path.resolve()
+    moved = [] if config.get("name") == folder.name else ["--name", folder.name]
+    return ["-c", str(run.config), *given[1:], "--output_dir", str(folder.parent), *moved]
+
+
+def run(verb: Literal["fit", "validate", "test"], arguments: Sequence[str]) -> int:
+    """Run a verb of the trainer.
+
+    Returns:
+        The exit code.
+    """
+    if rank_zero_only.rank != 0:  # one voice is enough
+        logging.getLogger("lit_hf").setLevel(logging.ERROR)
+    if verb == "fit":
+        from lit_hf.cli.fit import fit
+
+        return fit(TrainerCLI(arguments))
+    from lit_hf.cli.evaluate import evaluate
+
+    return evaluate(verb, TrainerCLI(with_run_config(arguments)))

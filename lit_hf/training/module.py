@@ -1,19 +1,53 @@
-"""Stub of the module's signature; being written."""
+"""The Lightning module: a task, a model, an optimizer, and the steps of training and evaluation."""
 
+from __future__ import annotations
+
+import copy
+import logging
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from peft import PeftConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+from torch.nn import ModuleDict
 from torch.optim import AdamW
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lit_hf.task import Task
-from lit_hf.training.optimizers import Schedule
+from lit_hf.errors import InputError, Problem
+from lit_hf.models.accounting import count_parameters
+from lit_hf.models.adapters import adapter_problems, add_adapter
+from lit_hf.models.loading import Base
+from lit_hf.task import Batch, Task
+from lit_hf.training.optimizers import Schedule, parameter_groups
+
+log = logging.getLogger(__name__)
 
 
 class LitModule(LightningModule):
-    """Model."""
+    """The model and how it is trained.
+
+    Args:
+        task: What is to be learnt.
+        checkpoint: Hub id or local folder of a pretrained model.
+        revision: Branch, tag or commit of the checkpoint on the Hub.
+        config: Train from scratch: a transformers config with its `model_type`; not used beside a checkpoint.
+        adapter: A PEFT config, by `class_path` (`peft.LoraConfig`); without one all weights train.
+        quantization: A transformers quantization config, by `class_path`.
+        dtype: Type of the weights: float32 master weights by default; `auto` takes the checkpoint's own.
+        attention: Attention implementation (`eager`, `sdpa`, `flash_attention_2`).
+        trust_remote_code: Run Python code that comes with the checkpoint.
+        optimizer: Any optimizer, by `class_path`; biases and norms never decay.
+        schedule: How the learning rate goes.
+
+    Attributes:
+        model: The `transformers` or PEFT model; None until `configure_model`.
+        results: The latest evaluation, by logged name: numbers, and lists for what is no single number.
+    """
 
     def __init__(
         self,
@@ -27,6 +61,118 @@ class LitModule(LightningModule):
         attention: str | None = None,
         trust_remote_code: bool = False,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=5e-5),
-        schedule: Schedule = Schedule(),
+        schedule: Schedule = Schedule(),  # noqa: B008 - a settings block, read only
     ) -> None:
         super().__init__()
+        self.task = task
+        self.base = Base(checkpoint, revision, config or {}, dtype, attention, trust_remote_code, quantization)
+        self.adapter = adapter
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.model: Any = None
+        self.metrics = ModuleDict()
+        self.results: dict[str, Any] = {}
+
+    def check(self) -> list[Problem]:
+        """Find what is wrong with the settings, before weights are loaded; the task must be bound."""
+        problems = [*self.schedule.problems(), *self.base.problems(self.task)]
+        if self.adapter is not None and not problems:
+            problems += adapter_problems(self.adapter, self.base.skeleton(self.task))
+        return problems
+
+    def skeleton(self) -> PreTrainedModel | PeftModel:
+        """Return the model on the meta device, its adapter included: modules and shapes without weights."""
+        model = self.base.skeleton(self.task)
+        if self.adapter is None:
+            return model
+        with torch.device("meta"):
+            return add_adapter(model, copy.deepcopy(self.adapter), self.task.peft_task_type, ())
+
+    def configure_model(self) -> None:
+        """Build the model, once; Lightning calls this after the data is set up and before each stage."""
+        if self.model is not None:
+            return
+        model, new_weights = self.base.build(self.task)
+        if new_weights:
+            log.info("new weights, not in the checkpoint: %s", ", ".join(new_weights))
+        if self.adapter is not None:
+            model = add_adapter(model, self.adapter, self.task.peft_task_type, new_weights)
+        model.config.pad_token_id = self.task.tokenizer.pad_token_id
+        log.info("model: %s", count_parameters(model))
+        self.model = model
+
+    def setup(self, stage: str) -> None:
+        """Make the metrics of the stage's splits."""
+        for split in {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            self.metrics[split] = ModuleDict({"loss": MeanMetric(nan_strategy="disable"), "task": self.task.metrics()})
+
+    # steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, a mean over its targets."""
+        loss = self.task.forward(self.model, _inputs(batch)).loss
+        if loss is None:
+            raise InputError(
+                Problem("task", "the model returned no loss: its batches have no labels.", "Check the task's columns.")
+            )
+        self.log("train/loss", loss.detach(), batch_size=batch["sizes"].rows)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the learning rate that the step is made with."""
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Evaluate a batch of the validation split."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Evaluate a batch of the test split."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        sizes, metrics = batch["sizes"], self.metrics[split]
+        if sizes.rows == 0:  # keeps the ranks in step where a forward pass communicates; its result is dropped
+            self.task.evaluate(self.model, _inputs(batch), self.task.metrics().to(self.device))
+            return
+        loss = self.task.evaluate(self.model, _inputs(batch), metrics["task"])
+        metrics["loss"].update(loss.detach().float(), weight=sizes.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation split."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        metrics = self.metrics[split]
+        if not self.trainer.sanity_checking:
+            values = {"loss": metrics["loss"].compute(), **metrics["task"].compute()}
+            self.results = {f"{split}/{name}": value.tolist() for name, value in values.items()}
+            self.log_dict({name: value for name, value in self.results.items() if isinstance(value, float)})
+        metrics["loss"].reset()
+        metrics["task"].reset()
+
+    # optimization and checkpoints
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer, without decay on biases and norms, and its schedule, stepped once an optimizer step."""
+        optimizer = self.optimizer(parameter_groups(self.model))
+        scheduler = self.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the latest results, and what the task learnt from the data: later verbs need no training data."""
+        checkpoint["task"] = self.task.state_dict()
+        checkpoint["results"] = self.results
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what the task learnt from the data."""
+        self.task.load_state_dict(checkpoint["task"])
+
+
+def _inputs(batch: Batch) -> Batch:
+    """Return the batch without its sizes: what the task's collator made."""
+    return {name: value for name, value in batch.items() if name != "sizes"}

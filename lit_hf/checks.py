@@ -1,0 +1,51 @@
+"""Checks that need two blocks of the config: settings that are right each alone and wrong together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lit_hf.errors import Problem, nearest
+from lit_hf.task import Task
+
+BYTES_FLOAT32 = 4
+
+
+def monitored(task: Task, monitor: str | None) -> str:
+    """Return the metric that tells the best checkpoint: the config's, or the task's own."""
+    return (monitor or task.monitor).removeprefix("val/")
+
+
+def monitor_mode(task: Task, monitor: str) -> str:
+    """Return `max` or `min`, whichever is better for the metric."""
+    if monitor == "loss":
+        return "min"
+    return "min" if task.metrics()[monitor].higher_is_better is False else "max"
+
+
+def monitor_problems(task: Task, monitor: str, has_validation: bool, patience: int | None) -> Iterator[Problem]:
+    """Find a metric to monitor that is never logged, or patience that has nothing to wait for."""
+    names = ["loss", *(name for name, metric in task.metrics().items() if metric.higher_is_better is not None)]
+    if monitor not in names:
+        yield Problem("monitor", f"no metric is named {monitor!r}.", nearest(monitor, names))
+    if patience is not None and not has_validation:
+        yield Problem("patience", "there is no validation split to watch.", "Give data.source.validation.")
+
+
+def disk_problems(folder: Path, trainable: int, total: int) -> Iterator[Problem]:
+    """Find a disk that is too small for the checkpoints: the best, the last, and one that is being written.
+
+    Args:
+        folder: An existing folder on the disk.
+        trainable: Number of trainable parameters; AdamW keeps two more numbers of each.
+        total: Number of all parameters.
+    """
+    needed = 3 * BYTES_FLOAT32 * (total + 2 * trainable)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        yield Problem(
+            "output_dir",
+            f"the disk of {folder} has {free / 1e9:.1f} GB free, the checkpoints need about {needed / 1e9:.1f} GB.",
+            "Free some space, or give another folder: --output_dir <folder>.",
+        )

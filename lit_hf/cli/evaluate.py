@@ -1,0 +1,48 @@
+"""The verbs validate and test: evaluate a run's best checkpoint, or a checkpoint as it is, on a split."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_hf.cli.runs import bind_task, load_weights, read_checkpoint
+from lit_hf.cli.trainer import TrainerCLI
+from lit_hf.evaluation.report import confusion_table
+
+MAX_LABELS_SHOWN = 12
+
+
+def evaluate(verb: Literal["validate", "test"], cli: TrainerCLI) -> int:
+    """Evaluate on the split that the verb names, and print the metrics.
+
+    Returns:
+        The exit code: 0.
+
+    Raises:
+        InputError: With everything that is wrong, before weights are loaded.
+    """
+    checkpoint = read_checkpoint(cli.run.best)
+    bind_task(cli, checkpoint)
+    cli.prepare(verb)
+    trainer = cli.make_trainer(verb)
+    cli.model.configure_model()
+    load_weights(cli.model, checkpoint)
+    stage = trainer.validate if verb == "validate" else trainer.test
+    results = stage(cli.model, datamodule=cli.datamodule, verbose=False)
+    if trainer.is_global_zero:
+        _print(cli, results[0])
+    return 0
+
+
+def _print(cli: TrainerCLI, metrics: dict[str, float]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("metric", "value", title=f"{cli.run.best}", title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    labels = cli.task.labels
+    for name, matrix in cli.model.results.items():
+        if name.endswith("confusion_matrix") and labels is not None and len(labels) <= MAX_LABELS_SHOWN:
+            console.print(confusion_table(matrix, labels))

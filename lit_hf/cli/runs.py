@@ -1,0 +1,86 @@
+"""What later verbs take from a run: its checkpoint, and its model with the weights in it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from lit_hf.cli.trainer import TrainerCLI, with_run_config
+from lit_hf.errors import InputError, Problem
+from lit_hf.run import RunFolder
+from lit_hf.task import Task
+from lit_hf.training.module import LitModule
+
+
+class LoadedRun(NamedTuple):
+    """A run's model, ready to evaluate.
+
+    Attributes:
+        model: The `transformers` or PEFT model with the checkpoint's weights, in evaluation mode.
+        task: The task, bound to the run's tokenizer and labels.
+        record: The task's `class_path` and `init_args`.
+    """
+
+    model: nn.Module
+    task: Task
+    record: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: tensors and plain values only, nothing is unpickled.
+
+    Raises:
+        InputError: If it is missing, damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise InputError(Problem(str(path), "there is no such checkpoint.", "Train the run first: lit-hf fit."))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(
+            Problem(
+                str(path),
+                f"the checkpoint cannot be read: {str(error).strip().splitlines()[0]}",
+                "It may be cut off or damaged: use another one, or remove it to start anew.",
+            )
+        ) from error
+
+
+def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:
+    """Put a checkpoint's weights into a module whose model is built.
+
+    Raises:
+        InputError: If they do not fit the model.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise InputError(
+            Problem("checkpoint", f"its weights do not fit the model: {str(error).strip().splitlines()[-1].strip()}")
+        ) from error
+
+
+def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
+    """Bind a run's task to what the run learnt from its data: labels and tokenizer."""
+    cli.task.load_state_dict(checkpoint["task"])
+    cli.task.bind(AutoTokenizer.from_pretrained(cli.run.tokenizer, trust_remote_code=False))
+
+
+def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best") -> LoadedRun:
+    """Rebuild a run's model from its folder.
+
+    Raises:
+        InputError: If there is no run, or its checkpoint cannot be used.
+    """
+    cli = TrainerCLI(with_run_config([str(run.path)]))
+    state = read_checkpoint(run.best if checkpoint == "best" else run.last)
+    bind_task(cli, state)
+    cli.model.configure_model()
+    load_weights(cli.model, state)
+    return LoadedRun(cli.model.model.eval(), cli.task, cli.resolved["task"])

@@ -1,0 +1,75 @@
+"""PEFT adapters: any config by `class_path`, with the new head trained beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from lit_hf.errors import Problem
+
+
+def add_adapter(
+    model: PreTrainedModel, adapter: PeftConfig, task_type: str | None, new_weights: Collection[str]
+) -> PeftModel:
+    """Wrap a model in an adapter; what is new in the model, its head, trains in full.
+
+    Args:
+        model: The base model.
+        adapter: How to adapt it; its task type, target modules and head are filled in where they are left out.
+        task_type: PEFT's name of the task (`SEQ_CLS`).
+        new_weights: Names of the model's weights that no checkpoint has trained.
+    """
+    if adapter.task_type is None:
+        adapter.task_type = task_type
+    if getattr(adapter, "target_modules", "none") is None and not _has_default_targets(model, adapter):
+        adapter.target_modules = "all-linear"
+    if heads := _heads(model, new_weights):
+        adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), *heads})
+    return get_peft_model(model, adapter)
+
+
+def _has_default_targets(model: PreTrainedModel, adapter: PeftConfig) -> bool:
+    """Say whether PEFT knows which modules of this architecture the adapter goes to."""
+    from peft.utils import PEFT_TYPE_TO_TARGET_MODULES_MAPPING
+
+    known = PEFT_TYPE_TO_TARGET_MODULES_MAPPING.get(adapter.peft_type, {})
+    return model.config.model_type in known
+
+
+def _heads(model: PreTrainedModel, new_weights: Collection[str]) -> set[str]:
+    """Return the modules that hold new weights: `classifier` of `classifier.out_proj.weight`, `bert.pooler.dense`."""
+    prefix = f"{model.base_model_prefix}."
+    inside = {name.rpartition(".")[0] for name in new_weights if name.startswith(prefix)}
+    return inside | {name.partition(".")[0] for name in new_weights if not name.startswith(prefix)}
+
+
+def adapter_problems(adapter: PeftConfig, skeleton: nn.Module) -> Iterator[Problem]:
+    """Find target modules and modules to save that no module of the model matches.
+
+    Args:
+        adapter: The adapter's config.
+        skeleton: The model, on the meta device.
+    """
+    names = [name for name, _ in skeleton.named_modules() if name]
+    for key in ("target_modules", "modules_to_save"):
+        wanted = getattr(adapter, key, None)
+        if isinstance(wanted, str):
+            if wanted != "all-linear" and not any(re.fullmatch(wanted, name) for name in names):
+                yield _unmatched(key, wanted, names)
+            continue
+        for entry in wanted or ():
+            if not any(name == entry or name.endswith(f".{entry}") for name in names):
+                yield _unmatched(key, entry, names)
+
+
+def _unmatched(key: str, wanted: str, names: Iterable[str]) -> Problem:
+    leaves = sorted({name.rpartition(".")[2] for name in names} - {str(number) for number in range(1000)})
+    return Problem(
+        f"model.adapter.init_args.{key}",
+        f"{wanted!r} matches no module of the model.",
+        f"Its modules are named: {', '.join(leaves)}.",
+    )

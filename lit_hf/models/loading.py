@@ -1,0 +1,289 @@
+"""From a checkpoint or a config to a `transformers` model; what is wrong with it is said before its weights load."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_hf.errors import InputError, Problem, nearest
+
+if TYPE_CHECKING:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    from lit_hf.task import Task
+
+log = logging.getLogger(__name__)
+
+UNBOUNDED = int(1e9)
+"""A tokenizer without a limit of its own has a `model_max_length` above this."""
+
+
+@dataclass
+class Base:
+    """The base model: a checkpoint, or a config that is trained from scratch.
+
+    Attributes:
+        checkpoint: Hub id or local folder; None trains from scratch.
+        revision: Branch, tag or commit on the Hub.
+        config: A model config with its `model_type`, for training from scratch.
+        dtype: Type of the weights: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own.
+        attention: Attention implementation (`eager`, `sdpa`, ...); None leaves the choice to transformers.
+        trust_remote_code: Run Python code that comes with the checkpoint.
+        quantization: How to quantize the weights as they load.
+    """
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    attention: str | None = None
+    trust_remote_code: bool = False
+    quantization: QuantizationConfigMixin | None = None
+
+    @cached_property
+    def pretrained_config(self) -> PreTrainedConfig:
+        """The model's config, read from the checkpoint or made from `config`; no weights.
+
+        Raises:
+            InputError: If there is no such checkpoint or model type, or the config has keys that it does not know.
+        """
+        if self.checkpoint is None:
+            return _config_from_scratch(dict(self.config))
+        try:
+            return AutoConfig.from_pretrained(
+                self.checkpoint, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(checkpoint_problem("model.checkpoint", self.checkpoint, error)) from error
+
+    @property
+    def torch_dtype(self) -> torch.dtype | str:
+        """The dtype as torch's own object, or `auto`."""
+        return self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    def skeleton(self, task: Task) -> PreTrainedModel:
+        """Return the model on the meta device: all its modules, none of its weights.
+
+        Raises:
+            InputError: If the architecture cannot do the task.
+        """
+        try:
+            with torch.device("meta"):
+                return self._auto_class(task).from_config(
+                    self.task_config(task), trust_remote_code=self.trust_remote_code
+                )
+        except ValueError as error:
+            raise InputError(self._misfit(task)) from error
+
+    def task_config(self, task: Task) -> PreTrainedConfig:
+        """Return a copy of the config with the task's labels in it, and the tokenizer's vocabulary if from scratch."""
+        values = self.pretrained_config.to_dict() | task.model_kwargs()
+        if self.checkpoint is None:
+            values |= _tokenizer_values(task.tokenizer)
+        return type(self.pretrained_config).from_dict(values)
+
+    def build(self, task: Task) -> tuple[PreTrainedModel, list[str]]:
+        """Load or initialise the model for a task, in training mode.
+
+        Returns:
+            The model, and the names of the weights that are new because the checkpoint has none for them.
+
+        Raises:
+            InputError: If the checkpoint is damaged or does not fit the task.
+        """
+        if self.checkpoint is None:
+            model = self._auto_class(task).from_config(
+                self.task_config(task),
+                trust_remote_code=self.trust_remote_code,
+                attn_implementation=self.attention,
+                dtype=torch.float32 if self.dtype == "auto" else self.torch_dtype,
+            )
+            return model.train(), []
+        model, report = self._load(task)
+        new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+        # from_pretrained leaves the model in evaluation mode and Lightning keeps it there: dropout would be off
+        return model.train(), new
+
+    def _load(self, task: Task) -> tuple[PreTrainedModel, dict[str, Any]]:
+        try:
+            return self._auto_class(task).from_pretrained(
+                self.checkpoint,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                dtype=self.torch_dtype,
+                attn_implementation=self.attention,
+                quantization_config=self.quantization,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a head for other labels is a new head, and is reported as such
+                output_loading_info=True,
+                **task.model_kwargs(),
+            )
+        except SafetensorError as error:
+            raise InputError(
+                Problem(
+                    "model.checkpoint",
+                    f"the weights in {self.checkpoint} are damaged: {error}.",
+                    "Copy or download the checkpoint again.",
+                )
+            ) from error
+        except (OSError, ValueError) as error:
+            raise InputError(checkpoint_problem("model.checkpoint", str(self.checkpoint), error)) from error
+
+    def _auto_class(self, task: Task) -> Any:
+        return getattr(transformers, task.auto_class)
+
+    def problems(self, task: Task) -> Iterator[Problem]:
+        """Find what is wrong between config, task and tokenizer, without loading weights."""
+        config = self.pretrained_config
+        if not self._fits(task):
+            yield self._misfit(task)
+        yield from self._label_problems(task)
+        words, vocabulary = len(task.tokenizer), config.get_text_config().vocab_size
+        if self.checkpoint is not None and words > vocabulary:
+            yield Problem(
+                "data.tokenizer",
+                f"the tokenizer has {words:,} tokens, the model's vocabulary only {vocabulary:,}.",
+                "Use the tokenizer of the checkpoint: leave data.tokenizer.checkpoint out.",
+            )
+        limit, length = max_positions(config), task.tokenizer.model_max_length
+        if limit is not None and limit < length < UNBOUNDED:
+            yield Problem(
+                "data.max_length",
+                f"{length:,} tokens are longer than the model takes: {limit:,}.",
+                f"Set data.max_length to {limit} or less.",
+            )
+
+    def _fits(self, task: Task) -> bool:
+        config = self.pretrained_config
+        mapping = self._auto_class(task)._model_mapping
+        remote = self.trust_remote_code and task.auto_class in (getattr(config, "auto_map", None) or {})
+        return remote or type(config) in mapping
+
+    def _misfit(self, task: Task) -> Problem:
+        known = sorted({config.model_type for config in self._auto_class(task)._model_mapping})
+        name = self.pretrained_config.model_type
+        return Problem(
+            "model.checkpoint" if self.checkpoint else "model.config",
+            f"a {name!r} model cannot do {task.pipeline_tag} ({task.auto_class} has no {name!r}).",
+            f"Models that can, among others: {', '.join(_examples(known))}.",
+        )
+
+    def _label_problems(self, task: Task) -> Iterator[Problem]:
+        wanted = task.model_kwargs().get("num_labels")
+        declared = self.config.get("num_labels") if self.checkpoint is None else None
+        if declared is not None and wanted is not None and declared != wanted:
+            names = ", ".join(task.labels or [])
+            yield Problem(
+                "model.config.num_labels",
+                f"{declared} labels are asked for, but the data has {wanted}: {names}.",
+                "Leave num_labels out: the task sets it.",
+            )
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the longest text in tokens that a model takes, or None where its positions have no fixed limit."""
+    config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or getattr(config, "relative_attention_num_buckets", None):
+        return None
+    # RoBERTa and its kin count positions from the padding id on, so that two of the rows are never used
+    offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_FROM_PADDING else 0
+    return limit - offset
+
+
+_POSITIONS_FROM_PADDING = frozenset(
+    {"camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"}
+)
+
+
+def checkpoint_problem(where: str, checkpoint: str, error: BaseException) -> Problem:
+    """Say why a checkpoint cannot be read: a folder that is not there, a misspelled id, or what the Hub answered."""
+    status = _status(error)
+    if status is not None:
+        what, cure = _STATUS.get(status, (f"the Hub answers with status {status}", "Try again later."))
+        return Problem(where, f"{checkpoint!r}: {what} (status {status}).", cure)
+    path = Path(checkpoint)
+    if path.is_dir():
+        return Problem(where, f"{checkpoint!r} is no model folder: {_first_line(error)}", "It needs a config.json.")
+    if path.is_absolute() or checkpoint.startswith(".") or (path.parent.is_dir() and str(path.parent) != "."):
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, siblings, n=1)
+        cure = f"Did you mean {path.parent / close[0]}?" if close else "Check the path."
+        return Problem(where, f"there is no folder {checkpoint!r}.", cure)
+    return Problem(
+        where,
+        f"{checkpoint!r} cannot be loaded: {_first_line(error)}",
+        "Check the spelling (owner/name on the Hub, or a local folder) and the connection to the Hub.",
+    )
+
+
+_STATUS = {
+    401: ("no such repository on the Hub, or it needs a login", "Check the spelling, or log in: hf auth login."),
+    403: ("access is refused; the repository may be gated", "Accept its terms on the Hub, then log in: hf auth login."),
+    404: ("no such repository or revision on the Hub", "Check the spelling of the id and of model.revision."),
+    429: ("the Hub refuses so many requests", "Wait some minutes, or log in: hf auth login."),
+}
+
+
+def _status(error: BaseException | None) -> int | None:
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            return error.response.status_code
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _examples(model_types: list[str]) -> list[str]:
+    familiar = ("bert", "modernbert", "roberta", "deberta-v2", "llama", "qwen3", "gemma3_text", "gpt2", "t5", "bart")
+    return [name for name in familiar if name in model_types] or model_types[:8]
+
+
+def _config_from_scratch(values: dict[str, Any]) -> PreTrainedConfig:
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise InputError(
+            Problem(
+                "model",
+                "there is no base model.",
+                "Give model.checkpoint (Hub id or folder), or model.config with a model_type to train from scratch.",
+            )
+        )
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            Problem("model.config.model_type", f"there is no model type {model_type!r}.", _close(model_type))
+        )
+    known = AutoConfig.for_model(model_type)
+    names = {*known.to_dict(), *known.attribute_map, "num_labels"}
+    if unknown := [key for key in values if key not in names]:
+        raise InputError(
+            *(
+                Problem(f"model.config.{key}", f"a {model_type} config has no such key.", nearest(key, names))
+                for key in unknown
+            )
+        )
+    return AutoConfig.for_model(model_type, **values)
+
+
+def _close(model_type: str) -> str:
+    close = difflib.get_close_matches(model_type, transformers.CONFIG_MAPPING, n=3)
+    return f"Did you mean {' or '.join(close)}?" if close else "See the model types of transformers' AutoConfig."
+
+
+def _tokenizer_values(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return {"vocab_size": len(tokenizer), **ids}

@@ -1,0 +1,109 @@
+"""Training must not go on, and nothing must be saved, once the loss or the weights are not finite."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.nn.utils import get_total_norm
+
+from lit_hf.errors import Problem, TrainingError
+from lit_hf.run import RunFolder
+
+_log = logging.getLogger("lit_hf")
+
+
+class StopOnNonFinite(Callback):
+    """Ends the run when a training loss or a trained weight is NaN or infinite, before that is saved.
+
+    The losses stay on the device and are read together: every `every_n_batches`, before each validation, before each
+    checkpoint and at the end of each epoch; on the CPU after every batch, since it costs nothing there. The weights
+    are looked at before each validation and each checkpoint: one step with a finite loss can still spoil them.
+
+    Lightning calls `on_save_checkpoint` before it opens the file, so that an error raised there leaves the earlier
+    file as it was. It does not call it for checkpoints that hold the weights only.
+
+    Args:
+        run: Where the last good checkpoint is.
+        every_n_batches: How often an accelerator is waited for.
+    """
+
+    def __init__(self, run: RunFolder, every_n_batches: int = 50) -> None:
+        self.run = run
+        self.every_n_batches = every_n_batches
+        self._losses: list[tuple[int, int, torch.Tensor]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss, and read those kept when it is time to."""
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if loss is not None:
+            self._losses.append((trainer.global_step, trainer.current_epoch + 1, loss.detach()))
+        every = 1 if pl_module.device.type == "cpu" else self.every_n_batches
+        if (batch_idx + 1) % every == 0:
+            self._check_losses(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the losses."""
+        self._check_losses(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the losses and look at the weights, so that no result of a broken model counts."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._check(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the losses and look at the weights, so that no broken model is saved."""
+        self._check(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of a validation loss that is not finite, although the training loss and the weights are."""
+        loss = trainer.callback_metrics.get("val/loss")
+        if trainer.sanity_checking or loss is None or math.isfinite(value := float(loss)):
+            return
+        _warn(
+            f"the validation loss is {value} in epoch {trainer.current_epoch + 1}, step {trainer.global_step}, "
+            "although the weights are finite. Look for rows without a target in the validation split, and "
+            "for a precision (trainer.precision) that is too low."
+        )
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_losses(trainer)
+        trained = [weight.detach() for weight in pl_module.parameters() if weight.requires_grad]
+        finite = bool(torch.isfinite(get_total_norm(trained, norm_type=math.inf)))
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+            raise self._error(trainer.global_step, trainer.current_epoch + 1, "weights are no longer finite")
+
+    def _check_losses(self, trainer: Trainer) -> None:
+        """Raise on every rank where one rank has a loss that is not finite, so that no rank waits for the others."""
+        values = torch.stack([loss.float() for *_, loss in self._losses]).tolist() if self._losses else []
+        bad = next((index for index, value in enumerate(values) if not math.isfinite(value)), None)
+        if trainer.strategy.reduce_boolean_decision(bad is None, all=True):
+            self._losses.clear()
+        elif bad is None:
+            step, epoch = trainer.global_step, trainer.current_epoch + 1
+            raise self._error(step, epoch, "training loss of another process is not finite")
+        else:
+            step, epoch, _ = self._losses[bad]
+            raise self._error(step, epoch, f"training loss is {values[bad]}")
+
+    def _error(self, step: int, epoch: int, what: str) -> TrainingError:
+        good = next((path for path in (self.run.last, self.run.best) if path.exists()), None)
+        kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved yet."
+        cure = (
+            "Try a lower learning rate (model.optimizer.init_args.lr), gradient clipping (trainer.gradient_clip_val), "
+            f"a wider precision (trainer.precision), and look for broken rows in the data. {kept}"
+        )
+        return TrainingError(Problem(f"step {step}, epoch {epoch}", f"the {what}.", cure))
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    _log.warning(message)

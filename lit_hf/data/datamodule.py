@@ -1,22 +1,68 @@
-"""Stub of the data module's signature; being written."""
+"""The data module: from the config's `data:` block to batches."""
 
-from typing import Any
+from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import datasets
+from datasets import Dataset
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CUDAAccelerator
 
-from lit_hf.data.sources import Source
-from lit_hf.data.tokenization import TokenizerSettings
+from lit_hf.data.batching import Arrangement, BatchLoader, BatchOrder, row_lengths
+from lit_hf.data.columns import check_columns, check_rows
+from lit_hf.data.encoding import Lengths, encode
+from lit_hf.data.sources import Source, Split, load_splits
+from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
+from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.task import Task
+
+Stage = Literal["fit", "validate", "test"]
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+}
 
 
 class LitDataModule(LightningDataModule):
-    """Data."""
+    """The data.
+
+    Args:
+        task: The task; it says which columns are read and how they are encoded.
+        source: Where the rows come from.
+        tokenizer: Which tokenizer; the model's own by default.
+        max_length: Longest input in tokens, longer ones are cut; the tokenizer's own limit where it is left out.
+        batch_size: Rows of a training batch on one device.
+        eval_batch_size: Rows of a validation or test batch on one device; twice `batch_size` where it is left out.
+        group_by_length: Make training batches of rows of like length, which saves padding.
+        pad_to_multiple_of: Pad to a multiple of that many tokens; 8 suits GPUs at 16-bit precision.
+        num_workers: Processes that prepare batches; by default none on CPU and some beside a GPU.
+        pin_memory: Prepare batches in page-locked memory; by default where there is a GPU.
+        num_proc: Processes that tokenize; by default one, and more for many rows.
+        checkpoint: The model's checkpoint, for its tokenizer; follows `model.checkpoint`.
+        revision: Its revision; follows `model.revision`.
+        trust_remote_code: Whether the checkpoint's own code may be run; follows `model.trust_remote_code`.
+        seed: Seed of the order of rows; follows `seed_everything`.
+
+    Attributes:
+        splits: The rows of each split that is prepared.
+        encoded: The same as the model's inputs.
+        lengths: Their lengths in tokens.
+        tokenizer: The tokenizer, once prepared.
+        labels: Label names by id, once prepared; None where the task has none.
+    """
 
     def __init__(
         self,
         task: Task,
         source: Source,
-        tokenizer: TokenizerSettings = TokenizerSettings(),
+        tokenizer: TokenizerSettings = TokenizerSettings(),  # noqa: B008
         max_length: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
@@ -31,3 +77,136 @@ class LitDataModule(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
+        self.task = task
+        self.source = source
+        self.tokenizer_settings = tokenizer
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
+        self.group_by_length = group_by_length
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.num_proc = num_proc
+        self.checkpoint = checkpoint
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        self.seed = seed
+        self.tokenizer: Any = None
+        self.labels: list[str] | None = None
+        self.splits: dict[str, Split] = {}
+        self.encoded: dict[str, Dataset] = {}
+        self.lengths: dict[str, Lengths] = {}
+
+    def prepare(self, stage: Stage) -> None:
+        """Load, check and tokenize the splits of a stage, and bind the task; what is prepared already is kept.
+
+        Raises:
+            InputError: If something is wrong with the settings, the files or the rows; names all of it.
+        """
+        needed = [name for name in _NEEDED[stage] if name not in self.encoded]
+        if not needed or (stage == "fit" and "train" in self.encoded):
+            return
+        raise_problems(self._check_settings())
+        with _bars_only_at_a_terminal():
+            self._prepare(stage, needed)
+
+    def _prepare(self, stage: Stage, needed: Sequence[str]) -> None:
+        loaded = load_splits(self.source, self._splits_to_load(stage))
+        splits = {name: loaded[name] for name in needed if name in loaded}
+        if (missing := _NEEDED[stage][0]) not in splits:
+            cure = f"Name its rows as data.source.{missing}."
+            raise InputError(Problem(f"data.source.{missing}", f"there is no {missing} split.", cure))
+        raise_problems(check_columns(splits, self.task))
+        self._bind(loaded.get("train", splits[missing]).rows, stage)
+        raise_problems(check_rows(splits, self.task))
+        for name, split in splits.items():
+            self.splits[name] = split
+            self.encoded[name], self.lengths[name] = encode(split.rows, self.task, name, self.num_proc)
+
+    def _check_settings(self) -> Iterator[Problem]:
+        for key in ("max_length", "batch_size", "eval_batch_size", "pad_to_multiple_of", "num_proc"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                yield Problem(f"data.{key}", f"{value} is too small.", "Give 1 or more.")
+        if self.num_workers is not None and self.num_workers < 0:
+            yield Problem("data.num_workers", f"{self.num_workers} is no number of processes.", "Give 0 or more.")
+
+    def _splits_to_load(self, stage: Stage) -> tuple[str, ...]:
+        """Name the splits of a stage, and the training rows where tokenizer or labels come from them."""
+        learns = self.task.labels is None or (self.tokenizer is None and self.tokenizer_settings.train is not None)
+        return ("train", *_NEEDED[stage]) if learns and stage != "fit" else _NEEDED[stage]
+
+    def _bind(self, train_rows: Dataset, stage: Stage) -> None:
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(
+                self.tokenizer_settings,
+                train_rows,
+                self.task.input_columns,
+                max_length=self.max_length,
+                checkpoint=self.checkpoint,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+        learns = stage == "fit" or self.task.labels is None
+        self.labels = self.task.learn_labels(train_rows) if learns else self.task.labels
+        self.task.bind(self.tokenizer, self.labels)
+
+    def prepare_data(self) -> None:
+        """Prepare on one process of each machine, so that the others find everything in the cache."""
+        if self.trainer is not None:
+            self.prepare(_stage(self.trainer.state.fn))
+
+    def setup(self, stage: str) -> None:
+        """Prepare the splits of a stage: `fit`, `validate` or `test`."""
+        self.prepare(_stage(stage))
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return the training batches of this rank."""
+        return self._loader("train", self.batch_size, "grouped" if self.group_by_length else "shuffled")
+
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        """Return the validation batches of this rank; none where there is no validation split."""
+        return self._loader("validation", self.eval_batch_size, "sorted") if "validation" in self.encoded else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return the test batches of this rank."""
+        return self._loader("test", self.eval_batch_size, "sorted")
+
+    def _loader(self, split: str, batch_size: int, arrangement: Arrangement) -> BatchLoader:
+        rows = self.encoded[split]
+        shard = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
+        order = BatchOrder(
+            row_lengths(rows),
+            batch_size,
+            arrangement,
+            seed=self.seed,
+            rank=shard.get("rank", 0),
+            world_size=shard.get("num_replicas", 1),
+        )
+        on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        workers = min(4, (os.cpu_count() or 1) // 2) if on_gpu else 0
+        return BatchLoader(
+            rows,
+            self.task.collator(self.pad_to_multiple_of),
+            order,
+            num_workers=workers if self.num_workers is None else self.num_workers,
+            pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
+        )
+
+
+def _stage(name: str | None) -> Stage:
+    """Return the stage of one of Lightning's trainer functions."""
+    return cast(Stage, name if name in ("validate", "test") else "fit")
+
+
+@contextmanager
+def _bars_only_at_a_terminal() -> Iterator[None]:
+    """Keep the progress bars of `datasets` out of a cluster's log."""
+    if sys.stderr.isatty() or not datasets.is_progress_bar_enabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,13 +1,45 @@
-"""Stub; being written."""
+"""Sources: where the rows come from, and where each row is to be found again."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from lit_hf.data.files import files_by_split, find_files, is_saved, read_saved
+from lit_hf.data.hub import is_local, read_hub
+from lit_hf.errors import InputError, Problem, nearest, raise_problems
+
+SPLITS = ("train", "validation", "test")
+
+SAMPLING_SEED = 0
+"""Which rows validation and `limit` take does not depend on the run's seed: runs with other seeds stay comparable."""
 
 
 @dataclass
 class Source:
-    """Where the rows come from."""
+    """Where the rows come from.
+
+    Args:
+        path: Dataset on the Hugging Face Hub (`nyu-mll/glue`), or a local folder: one that `save_to_disk` wrote, or one
+            with files named train.*, validation.* and test.*. Leave it out to name the files themselves.
+        name: Configuration of the dataset on the Hub (`sst2`).
+        revision: Branch, tag or commit of the dataset on the Hub.
+        train: Files to train on: a path, a pattern (`data/part-*.jsonl`) or a list; JSON, JSON lines, CSV, TSV,
+            Parquet, Arrow or text by their extension. With `path`: the name of the split there.
+        validation: The same for validation.
+        test: The same for testing.
+        generator: Function that yields the training rows as dicts, by its import path (`my_package.rows`).
+        validation_share: Share of the training rows that is held out where there is no validation split; the same rows
+            in every run. 0 holds out none.
+        limit: Use at most that many rows of each split, drawn at random but the same ones in every run; or of one, as
+            in `{train: 1000}`.
+    """
 
     path: str | None = None
     name: str | None = None
@@ -18,3 +50,181 @@ class Source:
     generator: Callable[[], Iterator[dict[str, Any]]] | None = None
     validation_share: float = 0.1
     limit: int | dict[str, int] | None = None
+
+
+@dataclass
+class Split:
+    """The rows of a split.
+
+    Attributes:
+        rows: The rows.
+        origin: Says where a row of the source came from, by its index there.
+        indices: Index in the source of each row; None where they are all of them in order.
+        key: The config key that names the source.
+    """
+
+    rows: Dataset
+    origin: Callable[[int], str]
+    key: str
+    indices: np.ndarray | None = None
+
+    def place(self, row: int) -> str:
+        """Return where a row is to be found: `data/train.jsonl:18`, or `nyu-mll/glue train row 17`."""
+        return self.origin(int(row if self.indices is None else self.indices[row]))
+
+    def take(self, chosen: np.ndarray) -> Split:
+        """Return a split of some of the rows.
+
+        Args:
+            chosen: Indices of rows, shape [rows].
+        """
+        indices = chosen if self.indices is None else self.indices[chosen]
+        return Split(self.rows.select(chosen), self.origin, self.key, indices)
+
+
+def load_splits(source: Source, names: Sequence[str] = SPLITS) -> dict[str, Split]:
+    """Load splits of a source; validation is cut off the training rows where the source has none.
+
+    Args:
+        source: Where the rows come from.
+        names: The splits that are wanted.
+
+    Returns:
+        The splits by name, without those that the source does not have.
+
+    Raises:
+        InputError: If the source cannot be read; names the file and line where it can be told.
+    """
+    raise_problems(_check_settings(source))
+    available = _available(source)
+    splits: dict[str, Split] = {}
+    problems: list[Problem] = []
+
+    def read(name: str) -> bool:
+        try:
+            split = _read(source, available, name)
+        except InputError as error:
+            problems.extend(error.problems)
+            return True
+        if split is not None:
+            splits[name] = split
+        return split is not None
+
+    if "test" in names:
+        read("test")
+    if "train" in names or "validation" in names:
+        needs_cut = not read("validation") and source.validation_share > 0
+        if "train" in names or needs_cut:
+            read("train")
+        if needs_cut and "train" in splits and len(splits["train"].rows) > 1:
+            splits["train"], splits["validation"] = _cut(splits["train"], source.validation_share)
+    raise_problems(problems)
+    return {name: _limit(splits[name], name, source.limit) for name in SPLITS if name in names and name in splits}
+
+
+def _check_settings(source: Source) -> Iterator[Problem]:
+    files = [name for name in SPLITS if getattr(source, name)]
+    if source.path is None and source.generator is None and not files:
+        yield Problem(
+            "data.source",
+            "no data is named.",
+            "Name files (data.source.train: rows.jsonl), or a dataset on the Hub or a folder (data.source.path).",
+        )
+    if source.generator is not None:
+        if not inspect.isgeneratorfunction(source.generator):
+            name = getattr(source.generator, "__qualname__", repr(source.generator))
+            yield Problem("data.source.generator", f"{name} is no generator function.", "It must yield rows, as dicts.")
+        if source.path is not None or source.train:
+            other = "path" if source.path is not None else "train"
+            yield Problem(
+                f"data.source.{other}", "the training rows come from data.source.generator.", "Leave one out."
+            )
+    for key in ("name", "revision"):
+        if getattr(source, key) is not None and (source.path is None or is_local(source.path)):
+            yield Problem(f"data.source.{key}", "only a dataset on the Hub has one.", "Leave it out.")
+    yield from _check_sizes(source)
+
+
+def _check_sizes(source: Source) -> Iterator[Problem]:
+    if not 0 <= source.validation_share < 1:
+        yield Problem(
+            "data.source.validation_share", f"{source.validation_share} is no share.", "Give 0, or more and below 1."
+        )
+    limits = source.limit if isinstance(source.limit, dict) else {"": source.limit}
+    for name, limit in limits.items():
+        if name and name not in SPLITS:
+            yield Problem("data.source.limit", f"there is no split {name!r}.", nearest(name, SPLITS))
+        elif limit is not None and limit < 1:
+            yield Problem("data.source.limit", f"{limit} rows are too few.", "Give at least 1, or leave it out.")
+
+
+def _available(source: Source) -> Mapping[str, Callable[[], Split]]:
+    """Return what reads each split of the source, by the split's name there."""
+    if source.path is None:
+        named = {name: getattr(source, name) for name in SPLITS if getattr(source, name)}
+        readers = {name: partial(_from_files, files, f"data.source.{name}") for name, files in named.items()}
+        return readers | ({"train": partial(_from_generator, source.generator)} if source.generator else {})
+    if not is_local(source.path):
+        stored = read_hub(source.path, source.name, source.revision)
+    elif is_saved(source.path):
+        stored = read_saved(source.path)
+    else:
+        return {
+            name: partial(_from_files, files, "data.source.path") for name, files in files_by_split(source.path).items()
+        }
+    return {name: partial(_from_stored, rows, f"{source.path} {name}") for name, rows in stored.items()}
+
+
+def _from_files(patterns: str | list[str], key: str) -> Split:
+    files = find_files(patterns, key)
+    return Split(files.read(), files.place, key)
+
+
+def _from_stored(rows: Dataset, name: str) -> Split:
+    return Split(rows, lambda row: f"{name} row {row}", "data.source.path")
+
+
+def _from_generator(generator: Callable[[], Iterator[dict[str, Any]]]) -> Split:
+    rows = list(generator())
+    name = f"{generator.__module__}.{generator.__qualname__}"
+    try:
+        return Split(Dataset.from_list(rows), lambda row: f"{name} row {row}", "data.source.generator")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            Problem(
+                "data.source.generator",
+                f"{name} yields rows that do not fit together: {error}.",
+                "It must yield dicts of one shape.",
+            )
+        ) from error
+
+
+def _read(source: Source, available: Mapping[str, Callable[[], Split]], name: str) -> Split | None:
+    """Read a split of the source, None where it has none; an empty one is an error."""
+    called = getattr(source, name) if source.path is not None else None
+    if called is not None and called not in available:
+        raise InputError(
+            Problem(f"data.source.{name}", f"{source.path} has no split {called!r}.", nearest(str(called), available))
+        )
+    reader = available.get(called or name)
+    if reader is None:
+        return None
+    split = reader()
+    if not len(split.rows):
+        raise InputError(
+            Problem(split.key, f"the {name} split has no rows.", "Give one that has rows, or leave it out.")
+        )
+    return split
+
+
+def _cut(train: Split, share: float) -> tuple[Split, Split]:
+    order = np.random.default_rng(SAMPLING_SEED).permutation(len(train.rows))
+    held_out = max(1, round(share * len(order)))
+    return train.take(np.sort(order[held_out:])), train.take(np.sort(order[:held_out]))
+
+
+def _limit(split: Split, name: str, limit: int | dict[str, int] | None) -> Split:
+    most = limit.get(name) if isinstance(limit, dict) else limit
+    if most is None or most >= len(split.rows):
+        return split
+    return split.take(np.sort(np.random.default_rng(SAMPLING_SEED).permutation(len(split.rows))[:most]))

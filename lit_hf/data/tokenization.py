@@ -1,19 +1,197 @@
-"""Stub; being written."""
+"""The tokenizer: loaded, or trained on the data's own text."""
 
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from filelock import FileLock
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lit_hf.errors import InputError, Problem
+
+logger = logging.getLogger("lit_hf")
+
+_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 
 
 @dataclass
 class TokenizerTraining:
-    """How to train a tokenizer on the data's own text."""
+    """How to train a tokenizer (byte-level BPE) on the text of the training rows.
+
+    Args:
+        vocab_size: Number of tokens, special ones included.
+    """
 
     vocab_size: int = 8000
 
 
 @dataclass
 class TokenizerSettings:
-    """Which tokenizer."""
+    """Which tokenizer.
+
+    Args:
+        checkpoint: Hub id or local folder of a tokenizer; the model's own where it is left out.
+        revision: Branch, tag or commit on the Hub.
+        train: Train one on the text of the training rows instead.
+    """
 
     checkpoint: str | None = None
     revision: str | None = None
     train: TokenizerTraining | None = None
+
+
+def load_tokenizer(
+    settings: TokenizerSettings,
+    rows: Dataset | None = None,
+    columns: Sequence[str] = (),
+    max_length: int | None = None,
+    checkpoint: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, or train one.
+
+    Args:
+        settings: Which one.
+        rows: The training rows; only needed to train one.
+        columns: The text columns to train on.
+        max_length: Where it truncates, in tokens; its own limit where it is None.
+        checkpoint: The model's checkpoint, whose tokenizer is used unless the settings say otherwise.
+        revision: Revision of that checkpoint.
+        trust_remote_code: Whether a tokenizer's own code on the Hub may be run.
+
+    Returns:
+        A tokenizer that can pad and truncates at `model_max_length`.
+
+    Raises:
+        InputError: If there is none, or it cannot be loaded.
+    """
+    if settings.train is not None:
+        tokenizer = _trained(settings.train, rows, columns)
+    elif settings.checkpoint is not None:
+        tokenizer = _load(settings.checkpoint, settings.revision, trust_remote_code, "data.tokenizer.checkpoint")
+    elif checkpoint is not None:
+        tokenizer = _load(checkpoint, revision, trust_remote_code, "model.checkpoint")
+    else:
+        raise InputError(
+            Problem(
+                "data.tokenizer",
+                "no tokenizer is named, and there is no model.checkpoint to take it from.",
+                "Name one (data.tokenizer.checkpoint), or train one (data.tokenizer.train: {vocab_size: 8000}).",
+            )
+        )
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+    _ensure_padding(tokenizer)
+    return tokenizer
+
+
+def _load(checkpoint: str, revision: str | None, trust_remote_code: bool, key: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(Problem(key, f"no tokenizer can be loaded from {checkpoint!r}: {error}")) from error
+
+
+def _ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("The tokenizer has no padding token: its end token %r pads.", tokenizer.eos_token)
+    elif tokenizer.unk_token is not None:
+        tokenizer.pad_token = tokenizer.unk_token
+        logger.info("The tokenizer has no padding token: its unknown token %r pads.", tokenizer.unk_token)
+    else:
+        raise InputError(
+            Problem("data.tokenizer", "the tokenizer has no padding, end or unknown token.", "Choose another one.")
+        )
+
+
+def _trained(settings: TokenizerTraining, rows: Dataset | None, columns: Sequence[str]) -> PreTrainedTokenizerBase:
+    """Return the tokenizer trained on these rows before, or train it."""
+    if rows is None:
+        raise InputError(
+            Problem(
+                "data.tokenizer.train", "there are no training rows to train a tokenizer on.", "Name data.source.train."
+            )
+        )
+    recipe = [settings.vocab_size, sorted(columns), rows._fingerprint, "byte-level BPE 1"]
+    name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "lit_hf", "tokenizers", name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "tokenizer_config.json").is_file():
+            tokenizer = train_tokenizer(_texts(rows, columns), settings.vocab_size)
+            tokenizer.save_pretrained(folder)
+            logger.info("tokenizer: %s tokens, trained on the training rows", f"{len(tokenizer):,}")
+        else:
+            logger.info("tokenizer: trained before on these rows, reused from the cache")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer: it knows every text, and runs of blanks, as code has them, are one token.
+
+    Args:
+        texts: The text to train on.
+        vocab_size: Number of tokens, special ones included.
+
+    Returns:
+        A tokenizer that frames texts as `[CLS] text [SEP]` and `[CLS] text [SEP] pair [SEP]`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    frame = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=frame
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **_SPECIAL_TOKENS
+    )
+
+
+def _texts(rows: Dataset, columns: Sequence[str]) -> Iterator[str]:
+    for batch in rows.select_columns(list(columns)).iter(batch_size=1000):
+        for column in columns:
+            for value in batch[column]:
+                yield from _strings(value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the text in a value: a text, a list of words, or a structure of such."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, (list, tuple)):
+        if value and all(isinstance(part, str) for part in value):
+            yield " ".join(value)
+        else:
+            for part in value:
+                yield from _strings(part)

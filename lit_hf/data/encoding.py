@@ -1,0 +1,182 @@
+"""Encoding: rows become the model's inputs, once, and the result is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import Hasher
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from lit_hf.data.batching import row_lengths
+from lit_hf.run import write_atomically
+from lit_hf.task import Task
+
+logger = logging.getLogger("lit_hf")
+
+VERSION = 1
+"""To be raised when the same rows are encoded, or kept, in another way than before."""
+
+ROWS_PER_PROCESS = 50_000
+
+NO_TRUNCATION = 10**9
+
+
+class Lengths(NamedTuple):
+    """The lengths of a split's encoded rows, in tokens.
+
+    Attributes:
+        rows: Number of rows.
+        median: Half of the rows are no longer.
+        percentile_95: 95 of 100 rows are no longer.
+        longest: The longest row.
+        cut: Rows that truncation has cut.
+    """
+
+    rows: int
+    median: int
+    percentile_95: int
+    longest: int
+    cut: int
+
+    def __str__(self) -> str:
+        """Return the lengths as one line."""
+        text = f"median {self.median}, 95% up to {self.percentile_95}, longest {self.longest} tokens"
+        share = f"{self.cut / self.rows:.1%}" if self.cut else ""
+        return f"{text}; {self.cut:,} rows ({share}) are cut by truncation" if self.cut else f"{text}; none is cut"
+
+
+def encode(rows: Dataset, task: Task, name: str, num_proc: int | None = None) -> tuple[Dataset, Lengths]:
+    """Encode the rows of a split, or take them from the cache if these were encoded so before.
+
+    Args:
+        rows: Rows that have been checked.
+        task: Encodes them; it is bound to its tokenizer.
+        name: The split's name, for the log.
+        num_proc: Processes that encode; by default one, and more for many rows.
+
+    Returns:
+        The encoded rows, which are read from disk as they are needed, and their lengths.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "lit_hf", "encoded", fingerprint(rows, task))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    record_file = folder / "record.json"
+    with FileLock(f"{folder}.lock"):
+        reused = record_file.is_file()
+        if not reused:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            encoded = _encode(rows, task, folder / "rows.arrow", num_proc or _default_processes(len(rows)))
+            files = [Path(file["filename"]).name for file in encoded.cache_files]
+            record = {"files": files, "cut": _count_cut(rows, encoded, task)}
+            write_atomically(record_file, json.dumps(record))
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+    encoded = concatenate_datasets([Dataset.from_file(str(folder / file)) for file in record["files"]])
+    lengths = _describe(row_lengths(encoded), record["cut"])
+    logger.info("%s: %s rows %s", name, f"{len(encoded):,}", "reused from the cache" if reused else "tokenized")
+    logger.info("%s: %s", name, lengths)
+    return encoded, lengths
+
+
+def fingerprint(rows: Dataset, task: Task) -> str:
+    """Return what names the encoded rows in the cache: it changes with all that they depend on."""
+    state = {name: value for name, value in vars(task).items() if name not in ("tokenizer", "labels")}
+    parts = [
+        VERSION,
+        rows._fingerprint,
+        _tokenizer_state(task.tokenizer),
+        _source(type(task)),
+        Hasher.hash(state),
+        task.labels,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # Left over from the last call, and set anew by the next.
+        content["truncation"] = content["padding"] = None
+    else:
+        content = sorted(tokenizer.get_vocab().items())
+    settings = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
+    sides = [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return [type(tokenizer).__qualname__, content, settings, sides, special, tokenizer.chat_template]
+
+
+def _source(task_class: type[Task]) -> list[str]:
+    """Return the source of the files that define a task, so that an edited `encode` encodes anew."""
+    sources = []
+    for base in task_class.__mro__[: task_class.__mro__.index(Task)]:
+        sources.append(f"{base.__module__}.{base.__qualname__}")
+        try:
+            sources.append(inspect.getsource(sys.modules[base.__module__]))
+        except (OSError, TypeError):
+            sources.append(Hasher.hash(base))
+    return sources
+
+
+def _encode(rows: Dataset, task: Task, file: Path, num_proc: int) -> Dataset:
+    return rows.map(
+        task.encode,
+        batched=True,
+        num_proc=num_proc if num_proc > 1 else None,
+        remove_columns=rows.column_names,
+        cache_file_name=str(file),
+        load_from_cache_file=False,
+        new_fingerprint=file.parent.name,
+        desc="tokenizing",
+    )
+
+
+def _default_processes(rows: int) -> int:
+    return max(1, min(rows // ROWS_PER_PROCESS, os.cpu_count() or 1, 8))
+
+
+def _count_cut(rows: Dataset, encoded: Dataset, task: Task) -> int:
+    """Count the rows that truncation has cut, by encoding those of full length once more without a limit.
+
+    A task that makes several rows of a long one has cut none.
+    """
+    limit = task.tokenizer.model_max_length
+    lengths = row_lengths(encoded)
+    if len(encoded) != len(rows):
+        return 0
+    full = np.flatnonzero(lengths >= limit)
+    cut = 0
+    with _untruncated(task.tokenizer):
+        for start in range(0, len(full), 1000):
+            part = full[start : start + 1000]
+            whole = task.encode(rows.select(part)[:])["input_ids"]
+            cut += sum(len(ids) > length for ids, length in zip(whole, lengths[part].tolist(), strict=True))
+    return cut
+
+
+@contextmanager
+def _untruncated(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    limit = tokenizer.model_max_length
+    tokenizer.model_max_length = NO_TRUNCATION
+    try:
+        yield
+    finally:
+        tokenizer.model_max_length = limit
+
+
+def _describe(lengths: np.ndarray, cut: int) -> Lengths:
+    median, percentile_95, longest = np.percentile(lengths, [50, 95, 100], method="higher").astype(int).tolist()
+    return Lengths(len(lengths), median, percentile_95, longest, cut)

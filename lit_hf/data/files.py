@@ -1,0 +1,195 @@
+"""Local files: which ones a config names, reading them with `datasets`, and where a row stands in them."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
+
+from lit_hf.data.reading import find_faults, line_of
+from lit_hf.errors import InputError, Problem, raise_problems
+
+# `NA` and `null` in a CSV file are text like any other.
+_CSV = {"na_filter": False, "keep_default_na": False}
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".csv": ("csv", _CSV),
+    ".tsv": ("csv", {**_CSV, "sep": "\t"}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".txt": ("text", {}),
+}
+"""By extension, the `datasets` builder that reads the file, and its settings."""
+
+_SPLIT_STEMS = {"train": r"train(ing)?", "validation": r"validation|valid|val|dev", "test": r"test(ing)?"}
+
+
+@dataclass
+class Files:
+    """The files of one split.
+
+    Attributes:
+        paths: The files, in the order in which their rows follow each other; all of one format.
+        key: The config key that names them.
+    """
+
+    paths: list[Path]
+    key: str
+
+    def read(self) -> Dataset:
+        """Read all rows.
+
+        Raises:
+            InputError: If a file cannot be read; names the line where it can be told.
+        """
+        raise_problems(
+            Problem(str(path), "the file is empty.", f"Give a file that has rows as {self.key}.")
+            for path in self.paths
+            if not path.stat().st_size
+        )
+        builder, settings = FORMATS[self.paths[0].suffix.lower()]
+        try:
+            with _quiet():
+                rows = datasets.load_dataset(
+                    builder, data_files=[glob.escape(str(path)) for path in self.paths], split="train", **settings
+                )
+        except Exception as error:
+            found = list(find_faults(self.paths, self.key))
+            raise InputError(*(found or [self._unknown(error)])) from error
+        return rows
+
+    def place(self, row: int) -> str:
+        """Return the file and line of a row, by its index."""
+        return line_of(self.paths, row)
+
+    def _unknown(self, error: BaseException) -> Problem:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        names = ", ".join(map(str, self.paths[:3])) + (", ..." if len(self.paths) > 3 else "")
+        return Problem(self.key, f"{names} cannot be read: {error}.", "Mend the file, or give another one.")
+
+
+def find_files(patterns: str | Sequence[str], key: str) -> Files:
+    """Return the files that paths and patterns name.
+
+    Args:
+        patterns: Paths and glob patterns, relative to the working directory.
+        key: The config key that they come from.
+
+    Raises:
+        InputError: If one names no file, or the files have several formats or an unknown one.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    problems: list[Problem] = []
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = [Path(pattern)] if Path(pattern).is_file() else _glob(pattern)
+        if not found:
+            problems.append(_not_found(pattern, key))
+        paths.extend(path for path in found if path not in paths)
+    problems.extend(_check_formats(paths, key))
+    raise_problems(problems)
+    return Files(paths, key)
+
+
+def _glob(pattern: str) -> list[Path]:
+    if not glob.has_magic(pattern):
+        return []
+    # Path.glob takes no absolute patterns.
+    found = map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
+    return sorted(path for path in found if path.is_file())
+
+
+def _not_found(pattern: str, key: str) -> Problem:
+    path = Path(pattern)
+    if glob.has_magic(pattern):
+        return Problem(key, f"no file matches {pattern!r} (from {Path.cwd()}).", "Mend the pattern.")
+    if path.is_dir():
+        return Problem(
+            key, f"{pattern} is a folder.", f"Name its files ({path / '*.jsonl'}), or give it as data.source.path."
+        )
+    if not path.parent.is_dir():
+        return Problem(key, f"there is no file {pattern}, nor its folder (from {Path.cwd()}).", "Mend the path.")
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
+    cure = f"Did you mean {path.parent / near[0]}?" if near else "Mend the path."
+    return Problem(key, f"there is no file {pattern} (from {Path.cwd()}).", cure)
+
+
+def _check_formats(paths: Sequence[Path], key: str) -> Iterator[Problem]:
+    unknown = [path for path in paths if path.suffix.lower() not in FORMATS]
+    for path in unknown:
+        yield Problem(key, f"{path}: the extension does not tell the format.", f"Known are {', '.join(FORMATS)}.")
+    formats = {path.suffix.lower(): path for path in paths if path not in unknown}
+    if len({str(FORMATS[suffix]) for suffix in formats}) > 1:
+        yield Problem(
+            key,
+            f"the files have several formats: {', '.join(map(str, formats.values()))}.",
+            "Give files of one format.",
+        )
+
+
+def files_by_split(folder: str) -> dict[str, list[str]]:
+    """Return the files of a folder by the split that they are named after (`train.csv`, `dev-00000-of-00002.parquet`).
+
+    Raises:
+        InputError: If no file is named after a split.
+    """
+    files: dict[str, list[str]] = {}
+    candidates = [
+        path for place in (Path(folder), Path(folder, "data")) if place.is_dir() for path in sorted(place.iterdir())
+    ]
+    for path in candidates:
+        for split, stem in _SPLIT_STEMS.items():
+            if path.suffix.lower() in FORMATS and re.match(rf"({stem})([-_.]|$)", path.stem):
+                files.setdefault(split, []).append(glob.escape(str(path)))
+    if not files:
+        there = ", ".join(path.name for path in candidates[:10]) or "nothing"
+        raise InputError(
+            Problem(
+                "data.source.path",
+                f"{folder} holds no train.*, validation.* or test.* file, only: {there}.",
+                "Name the files themselves (data.source.train).",
+            )
+        )
+    return files
+
+
+def is_saved(folder: str) -> bool:
+    """Say whether `save_to_disk` wrote the folder."""
+    return any(Path(folder, name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def read_saved(folder: str) -> Mapping[str, Dataset]:
+    """Read a folder that `save_to_disk` wrote; a single dataset is the train split.
+
+    Raises:
+        InputError: If its files are damaged.
+    """
+    try:
+        saved = datasets.load_from_disk(folder)
+    except Exception as error:
+        raise InputError(
+            Problem("data.source.path", f"{folder} cannot be loaded: {error}.", "Save it again with save_to_disk.")
+        ) from error
+    return saved if isinstance(saved, DatasetDict) else {"train": saved}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep `datasets` from logging what we report ourselves."""
+    level = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.utils.logging.set_verbosity(level)

@@ -1,0 +1,61 @@
+"""`lit-hf export`: a run's model as a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_hf.cli.options import Parser
+from lit_hf.errors import InputError, Problem
+from lit_hf.models.folder import is_adapter
+from lit_hf.run import RunFolder
+
+
+def run(argv: Sequence[str]) -> None:
+    """Export a run as the options say, and print where it is and what to type next."""
+    parser = Parser("export", "Write a run's model as a plain Hugging Face folder, which loads without lit-hf.")
+    parser.add_folder("folder of the run")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which one (default: best)")
+    parser.add_argument("--output", type=Path, help="where to (default: export/ in the run's folder)")
+    parser.add_argument("--merge", action="store_true", default=None, help="merge an adapter into its base model")
+    options = parser.parse_args(argv)
+    run_folder = RunFolder(parser.folder(options))
+    folder = export_run(run_folder, options.checkpoint, options.output, options.merge)
+    print(f"Exported to {folder}. Next:\n{next_commands(folder)}")
+
+
+def export_run(run: RunFolder, checkpoint: str = "best", output: Path | None = None, merge: bool | None = None) -> Path:
+    """Export a run's checkpoint.
+
+    Args:
+        run: The run.
+        checkpoint: `best` or `last`.
+        output: Where to; by default `export/` in the run's folder.
+        merge: Merge the adapter; by default what the run's config says.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        InputError: If there is no run, or it has no such checkpoint.
+    """
+    config = run.read_config()
+    path = run.best if checkpoint == "best" else run.last
+    if not path.is_file():
+        cure = "Export the newest one: --checkpoint last." if run.last.is_file() else "Train it first: lit-hf fit."
+        raise InputError(Problem(str(run.path), f"the run has no checkpoint {path.name}.", cure))
+    from lit_hf.cli.trainer import load_run
+    from lit_hf.export.package import export
+
+    model, task, record = load_run(run, checkpoint)
+    folder = output or run.export
+    export(model, task, record, folder, merge=bool(config.get("merge")) if merge is None else merge)
+    return folder
+
+
+def next_commands(folder: Path) -> str:
+    """Return what to type next: a prediction with lit-hf, and how to load the model without it."""
+    lines = [f'  lit-hf predict {folder} --text "some text"']
+    if is_adapter(folder):
+        lines.append(f"  lit-hf export {folder.parent} --merge   # for transformers' pipeline, which takes no adapter")
+    return "\n".join(lines)

@@ -1,0 +1,210 @@
+"""`lit-hf predict`: rows or texts in, the same with predictions out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lit_hf.cli.options import Parser
+from lit_hf.errors import InputError, LitHFError, Problem
+from lit_hf.run import RunFolder, replacing
+
+if TYPE_CHECKING:
+    from lit_hf.inference.predictor import Predictor
+    from lit_hf.inference.rows import Line
+    from lit_hf.task import Task
+
+logger = logging.getLogger(__name__)
+
+STANDARD = "-"
+"""Standard input or output, as a file name."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Predict what the options say."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if bool(options.text) == bool(options.input):
+        parser.error("give --text (as often as there are texts) or --input FILE.")
+    if options.output and not options.input:
+        parser.error("--output goes with --input.")
+    _check_output(options.input, options.output)
+    folder = _exported(parser.folder(options))
+    with _terminable():
+        if options.input:
+            _predict_file(folder, options)
+        else:
+            _predict_texts(folder, options)
+
+
+def _parser() -> Parser:
+    parser = Parser("predict", "Predict texts or the rows of a file. Rows keep their columns, order and count.")
+    parser.add_folder("folder of a run or of an exported model, or a model's id on the Hub")
+    parser.add_argument(
+        "--text", action="append", help='a text; for a task with several columns JSON: \'{"premise": "..."}\''
+    )
+    parser.add_argument("--input", help="file of rows: .jsonl, .csv or .tsv, or - for JSON lines from standard input")
+    parser.add_argument("--output", help="file of JSON lines to write (default: - for standard output)")
+    parser.add_argument("--batch_size", type=_positive, default=32, help="rows that go through the model at once")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run a task's or a model's code from outside lit-hf"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0.")
+    return number
+
+
+def _check_output(source: str | None, target: str | None) -> None:
+    """Find before the work what would stop it at its end."""
+    if target in (None, STANDARD):
+        return
+    path = Path(str(target))
+    if path.is_dir() or not path.parent.is_dir():
+        what = "this is a folder." if path.is_dir() else f"there is no folder {path.parent}."
+        raise InputError(Problem("--output", what, "Give a file in a folder that is there."))
+    if path.suffix in (".csv", ".tsv"):
+        raise InputError(Problem("--output", "scores do not fit into a table.", "Name it .jsonl: it is JSON lines."))
+    if source not in (None, STANDARD) and path.exists() and path.samefile(str(source)):
+        raise InputError(Problem("--output", "the input would be overwritten.", "Give another file."))
+
+
+def _exported(folder: str) -> Path:
+    """Return an exported folder; a run that has none is exported first."""
+    from lit_hf.models.folder import MANIFEST, fetch
+
+    run = RunFolder(folder)
+    if not run.exists():
+        return fetch(folder)
+    if not (run.export / MANIFEST).is_file():
+        from lit_hf.cli.export import export_run
+
+        logger.info("the run %s has no export yet; making it", run.path)
+        export_run(run)
+    return run.export
+
+
+def _predict_texts(folder: Path, options: argparse.Namespace) -> None:
+    from lit_hf.inference.manifest import read_task
+    from lit_hf.inference.rows import Line, check
+
+    task = read_task(folder, trust_remote_code=options.trust_remote_code)
+    lines = [Line(number, _row(text, task)) for number, text in enumerate(options.text, start=1)]
+    columns = check(lines, task, "--text")
+    predictor = _load(folder, task, options)
+    for line, prediction in zip(lines, predictor.predict((line.row for line in lines), columns), strict=True):
+        print(_table(line.row, prediction) if sys.stdout.isatty() else _json(prediction))
+
+
+def _predict_file(folder: Path, options: argparse.Namespace) -> None:
+    from lit_hf.inference.manifest import read_task
+    from lit_hf.inference.rows import check, read
+
+    task = read_task(folder, trust_remote_code=options.trust_remote_code)
+    with _seekable(options.input) as path:
+        columns = check(read(path), task, options.input)
+        predictor = _load(folder, task, options)
+        predictions = map(_json, predictor.predict(_rows(read(path)), columns))
+        if options.output in (None, STANDARD):
+            for text in predictions:
+                print(text)
+        else:
+            count = _write(Path(options.output), predictions)
+            logger.info("predicted %d rows: %s", count, options.output)
+
+
+def _load(folder: Path, task: Task, options: argparse.Namespace) -> Predictor:
+    from lit_hf.inference.predictor import Predictor
+
+    return Predictor.from_folder(folder, task, options.device, options.batch_size, options.trust_remote_code)
+
+
+def _rows(lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
+    return (line.row for line in lines)
+
+
+def _row(text: str, task: Task) -> dict[str, Any]:
+    if len(task.input_columns) == 1:
+        return {task.input_columns[0]: text}
+    try:
+        row = json.loads(text)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        example = json.dumps(dict.fromkeys(task.input_columns, "..."))
+        what = f"the task reads {len(task.input_columns)} columns: {', '.join(task.input_columns)}."
+        raise InputError(Problem("--text", what, f"Give them as JSON: --text '{example}'"))
+    return row
+
+
+@contextmanager
+def _seekable(name: str) -> Iterator[Path]:
+    """Give a file that can be read twice: once to check it, once to predict."""
+    if name != STANDARD:
+        yield Path(name)
+        return
+    with tempfile.NamedTemporaryFile(prefix="lit-hf-", suffix=".jsonl") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield Path(file.name)
+
+
+def _write(path: Path, lines: Iterable[str]) -> int:
+    count = 0
+    try:
+        with replacing(path) as file:
+            for line in lines:
+                file.write(line + "\n")
+                count += 1
+    except OSError as error:
+        raise LitHFError(Problem(str(path), f"the predictions cannot be written: {error.strerror}.")) from error
+    return count
+
+
+def _json(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, in a column that nobody reads, has no UTF-8: it goes out as it came in, escaped.
+        return json.dumps(row)
+    return text
+
+
+def _table(row: dict[str, Any], prediction: dict[str, Any]) -> str:
+    """Return a prediction for people: the text, and below it the scores, the highest first."""
+    added = {key: value for key, value in prediction.items() if key not in row}
+    scores = added.get("scores")
+    shown = sorted(scores.items(), key=lambda item: -item[1])[:5] if isinstance(scores, dict) else list(added.items())
+    width = max((len(name) for name, _ in shown), default=0)
+    values = (f"{value:.3f}" if isinstance(value, float) else str(value) for _, value in shown)
+    lines = [f"  {name:<{width}}  {value}" for (name, _), value in zip(shown, values, strict=True)]
+    return "\n".join([" | ".join(map(str, row.values())), *lines])
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind as an interrupt does, so that no temporary file is left."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

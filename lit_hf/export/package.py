@@ -1,0 +1,171 @@
+"""A trained model as a plain Hugging Face folder that loads without lit-hf."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+
+from lit_hf import __version__
+from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
+from lit_hf.export.verify import answers, tolerance_for, verify
+from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from lit_hf.task import Task
+
+logger = logging.getLogger(__name__)
+
+SLACK = 64 * 2**20
+"""Bytes beside the weights: tokenizer, configs, and what the file system needs."""
+
+
+def export(
+    model: PreTrainedModel, task: Task, record: dict[str, Any], folder: str | Path, *, merge: bool = False
+) -> None:
+    """Write weights (safetensors), config, tokenizer and `lit_hf.json`; reload them, compare, and only then publish.
+
+    A model without adapter, or with a merged one, becomes a folder for `AutoModelFor...` and `pipeline`. An adapter is
+    written alone, for PEFT; the adapted model's config, with the label names, lies in `model_config/` beside it.
+
+    Args:
+        model: The plain `transformers` or PEFT model; it is not changed.
+        task: The task, bound to its tokenizer.
+        record: The task's `class_path` and `init_args` from the config.
+        folder: Where to; an export that is there already is replaced, once the new one is complete.
+        merge: Merge the adapter into a copy of its base model.
+
+    Raises:
+        InputError: If the folder holds something else, the disk is too small, or the adapter cannot be exported so.
+        LitHFError: If the written model does not answer as the given one.
+    """
+    folder = Path(folder).resolve()
+    raise_problems(check(model, merge))
+    merged = merge and isinstance(model, PeftModel)
+    expected = answers(model, task.tokenizer)
+    written = _merged(model) if merge and isinstance(model, PeftModel) else model
+    temporary = _make_sibling(folder, _size(written))
+    trusted = type(_plain(model)).__module__.startswith("transformers_modules")
+    try:
+        _write(written, task, record, temporary)
+        tolerance = tolerance_for(model.dtype, merged)
+        difference = verify(temporary, task.auto_class, task.tokenizer, expected, tolerance, trusted)
+        _flush(temporary)
+        _publish(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise LitHFError(Problem(str(folder), f"the export could not be written: {error}.")) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    what = "adapter" if isinstance(written, PeftModel) else "merged model" if merged else "model"
+    logger.info("exported the %s to %s; reloaded, its outputs differ by %.1g at most", what, folder, difference)
+
+
+def check(model: PreTrainedModel, merge: bool) -> list[Problem]:
+    """Return what stands against an export; call it before training, so that it does not come up at its end."""
+    if not isinstance(model, PeftModel):
+        return []
+    adapter = model.active_peft_config
+    if merge and adapter.is_prompt_learning:
+        what = f"a {adapter.peft_type.value} adapter cannot be merged into its base model."
+        return [Problem("merge", what, "Export the adapter alone: merge: false.")]
+    if not merge and not (adapter.base_model_name_or_path or _plain(model).name_or_path):
+        what = "the adapter's base model was made from a config, so nobody could load it again."
+        return [Problem("model.adapter", what, "Export both as one model: merge: true.")]
+    return []
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def _merged(model: PeftModel) -> PreTrainedModel:
+    try:
+        return copy.deepcopy(model).merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError) as error:
+        kind = model.active_peft_config.peft_type.value
+        what = f"the {kind} adapter cannot be merged into its base model: {error}"
+        raise InputError(Problem("merge", what, "Export the adapter alone: merge: false.")) from error
+
+
+def _size(model: PreTrainedModel) -> int:
+    """Return the bytes of the weights that will be written."""
+    tensors: dict[str, Tensor] = (
+        get_peft_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
+    )
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _make_sibling(folder: Path, size: int) -> Path:
+    """Make the folder to write to, on the same disk as the place where it is to be."""
+    if folder.exists() and not _replaceable(folder):
+        what = "this is not an export of lit-hf, so it is not replaced."
+        raise InputError(Problem(str(folder), what, "Give a new or empty folder."))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if free < size + SLACK:
+            what = f"the export needs {(size + SLACK) / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free."
+            raise InputError(Problem(str(folder), what, "Make room, or give a folder on another disk."))
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        temporary.mkdir()
+    except OSError as error:
+        what = f"the folder cannot be written to: {error.strerror}."
+        raise InputError(Problem(str(folder), what, "Give one that you may write to.")) from error
+    return temporary
+
+
+def _replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
+
+
+def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: Path) -> None:
+    model.save_pretrained(str(folder))
+    if isinstance(model, PeftModel):
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
+        plain = _plain(model)
+        config = copy.deepcopy(plain.config)
+        config.architectures = [type(plain).__name__]
+        config.save_pretrained(folder / MODEL_CONFIG)
+    task.tokenizer.save_pretrained(folder)
+    manifest = {
+        "lit_hf_version": __version__,
+        "task": {"class_path": record["class_path"], "init_args": record.get("init_args") or {}},
+        "state": task.state_dict(),
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk hold all files before the folder gets its name."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Give the complete folder its name; the old one goes only after."""
+    old = folder.with_name(f"{temporary.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        temporary.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

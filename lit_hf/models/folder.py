@@ -1,0 +1,185 @@
+"""Models from plain Hugging Face folders, full or adapter, read as data: no code that lies in a folder is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lit_hf.errors import InputError, Problem, raise_problems
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+MANIFEST = "lit_hf.json"
+"""Tells which task an exported model was trained for, and what it learnt from its data."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+MODEL_CONFIG = "model_config"
+"""Folder of the config.json beside an adapter; at the top, it would make transformers look for whole weights there."""
+
+_READ = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def fetch(name: str | Path, revision: str | None = None) -> Path:
+    """Return a local folder as it is, or load a repository of the Hub; never a pickle, never code.
+
+    Raises:
+        InputError: If there is neither such a folder nor such a repository.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    cure = "Give a run's folder, an exported folder or the id of a model on the Hub."
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=_READ))
+    except HFValidationError as error:
+        raise InputError(Problem(str(name), "there is no such folder.", cure)) from error
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(Problem(str(name), f"there is no such folder, and the Hub says: {reason}", cure)) from error
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether the folder holds an adapter, and not a whole model."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Return the model's config, which carries the label names; beside an adapter, that of the adapted model.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    source: str | Path = folder
+    if is_adapter(folder):
+        beside = folder / MODEL_CONFIG
+        source = beside if beside.is_dir() else json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))[_BASE]
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, "the model's config", error) from error
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the folder's tokenizer.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, "the tokenizer", error) from error
+
+
+def load_model(
+    folder: Path, auto_class: str, device: str | torch.device = "cpu", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a model the way anyone would, with transformers and PEFT alone, in eval mode and in its own dtype.
+
+    Args:
+        folder: Folder of a whole model, or of an adapter, whose base model is then loaded too.
+        auto_class: Name of the `transformers` Auto class.
+        device: Where to put it.
+        trust_remote_code: Run the model's own code, if it brings any.
+
+    Raises:
+        InputError: If a file is missing or damaged, or if weights of the model are not in the folder.
+    """
+    raise_problems(damaged_weights(folder))
+    config = load_config(folder, trust_remote_code)
+    try:
+        if is_adapter(folder):
+            model, missing = _load_adapted(folder, auto_class, config, trust_remote_code)
+        else:
+            model, missing = _load_whole(folder, None, auto_class, config, trust_remote_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(folder, "the model", error) from error
+    if missing:
+        raise InputError(
+            Problem(
+                str(folder),
+                f"the model has no trained head for {auto_class}: {_some(sorted(missing))} not in its weights.",
+                "Its answers would be random. Fine-tune it first: lit-hf fit.",
+            )
+        )
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
+    return model.eval()
+
+
+def damaged_weights(folder: Path) -> list[Problem]:
+    """Return a problem for each safetensors file that is cut off or otherwise unreadable; reads the headers only."""
+    from safetensors import SafetensorError, safe_open
+
+    problems = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            cure = "Write it again: lit-hf export, or download it again."
+            problems.append(Problem(str(path), f"the file is damaged or cut off ({error}).", cure))
+    return problems
+
+
+_BASE = "base_model_name_or_path"
+
+
+def _load_whole(
+    name: str | Path, revision: str | None, auto_class: str, config: PretrainedConfig, trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """Return the model and the names of its weights that are not in the checkpoint."""
+    import transformers
+
+    model, info = getattr(transformers, auto_class).from_pretrained(
+        name,
+        revision=revision,
+        config=config,
+        dtype="auto",
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
+    return model, set(info["missing_keys"])
+
+
+def _load_adapted(
+    folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    from peft import PeftConfig, PeftModel
+    from safetensors import safe_open
+
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise OSError(f"there is no {ADAPTER_WEIGHTS} in it")
+    peft_config = PeftConfig.from_pretrained(str(folder))
+    base = peft_config.base_model_name_or_path
+    try:
+        model, missing = _load_whole(base, peft_config.revision, auto_class, config, trust_remote_code)
+    except OSError as error:
+        where = f"{folder / ADAPTER_CONFIG}: {_BASE}"
+        cure = "Mend the path there, or export a model that needs no base: lit-hf export --merge."
+        raise InputError(Problem(where, f"the adapter's base model {base!r} cannot be loaded.", cure)) from error
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as weights:
+        adapted = tuple(weights.keys())
+    missing = {name for name in missing if not any(key.endswith(name) for key in adapted)}
+    return cast("PreTrainedModel", PeftModel.from_pretrained(model, str(folder))), missing
+
+
+def _unreadable(folder: Path, what: str, error: Exception) -> InputError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(Problem(str(folder), f"{what} cannot be loaded: {lines[0]}"))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{shown} {'is' if len(names) == 1 else 'are'}"

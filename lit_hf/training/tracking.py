@@ -1,0 +1,226 @@
+"""Where logged values go: always to `metrics.csv`, and to TensorBoard or Weights & Biases where it is asked for."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import io
+import logging
+import os
+import secrets
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_hf.errors import InputError, Problem
+from lit_hf.run import RunFolder, write_atomically
+
+_log = logging.getLogger("lit_hf")
+
+_SECONDS_TO_ANSWER = 3.0
+_SECONDS_TO_START = 30.0
+
+
+class MetricsFile(Logger):
+    """Writes `metrics.csv`: a row for each step that something was logged at; only rank zero writes.
+
+    The columns are `step` (as Lightning counts them: optimizer steps, from 0), `epoch`, and the metrics in the order in
+    which they first came; what was not logged at a step stays empty. Numbers are written exactly. A row is on disk when
+    `log_metrics` returns. A file that is there already is continued.
+
+    Args:
+        run: Whose metrics they are.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self._run = run
+        self._columns = ["step", "epoch"]
+        self._last: dict[str, str] = {}
+        self._last_at = 0
+        self._is_open = False
+
+    @property
+    def name(self) -> str:
+        """Nothing: the run's folder has the name."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: the run's folder has the name."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._run.path)
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return str(self._run.path)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `config.yaml` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a row, or add to the last one if it is of the same step."""
+        if not self._is_open:
+            self._rewrite(self._read())
+        row = {"step": self._last.get("step", "0") if step is None else str(step)}
+        row |= {name: _exact(value) for name, value in metrics.items()}
+        if self._last.get("step") == row["step"]:
+            row = self._last | row
+        else:
+            self._last_at = self._run.metrics.stat().st_size
+        self._last = row
+        if new := [name for name in row if name not in self._columns]:
+            self._columns += new
+            self._rewrite([*self._read(self._last_at), row])
+        else:
+            self._write_last()
+
+    @rank_zero_only
+    def truncate(self, steps: int) -> None:
+        """Keep the rows of the first `steps` optimizer steps, and drop those that were logged later."""
+        if self._run.metrics.is_file():
+            self._rewrite([row for row in self._read() if int(row["step"]) < steps])
+
+    def _read(self, end: int | None = None) -> list[dict[str, str]]:
+        """Return the rows up to a position in the file, without one that a crash cut short."""
+        if not self._run.metrics.is_file():
+            return []
+        text = self._run.metrics.read_bytes()[:end].decode("utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        return list(csv.DictReader(io.StringIO(whole, newline="")))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        self._columns = list(dict.fromkeys([*self._columns, *(name for row in rows for name in row)]))
+        head = self._text(dict(zip(self._columns, self._columns, strict=True)))
+        body = [self._text(row) for row in rows]
+        write_atomically(self._run.metrics, "".join([head, *body]))
+        self._last = rows[-1] if rows else {}
+        self._last_at = len("".join([head, *body[:-1]]).encode())
+        self._is_open = True
+
+    def _write_last(self) -> None:
+        with self._run.metrics.open("r+b") as file:
+            file.seek(self._last_at)
+            file.write(self._text(self._last).encode())
+            file.truncate()
+
+    def _text(self, row: Mapping[str, str]) -> str:
+        buffer = io.StringIO()
+        csv.DictWriter(buffer, self._columns, restval="", lineterminator="\n").writerow(row)
+        return buffer.getvalue()
+
+
+def _exact(value: float) -> str:
+    return repr(int(value)) if isinstance(value, int) else repr(float(value))
+
+
+def trackers(name: str, run: RunFolder, config: Mapping[str, Any]) -> list[Logger]:
+    """Return the loggers of a run; the run's folder must be there.
+
+    Args:
+        name: `csv`, `tensorboard` or `wandb`; the CSV file is written beside each of them.
+        run: Where everything is kept that a tracker writes.
+        config: The resolved config, logged as hyper-parameters; there must be no secret in it.
+
+    Raises:
+        InputError: If a package is missing.
+    """
+    loggers: list[Logger] = [MetricsFile(run)]
+    if name == "tensorboard":
+        loggers.append(_tensorboard(run, config))
+    elif name == "wandb":
+        loggers.append(_wandb(run, config))
+    return loggers
+
+
+def _tensorboard(run: RunFolder, config: Mapping[str, Any]) -> TensorBoardLogger:
+    try:
+        logger = TensorBoardLogger(save_dir=run.path, name="", version="tensorboard")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            Problem("tracker", "the package tensorboard is not installed.", "Install it: pip install tensorboard.")
+        ) from error
+    logger.log_hyperparams(dict(config))
+    return logger
+
+
+def _wandb(run: RunFolder, config: Mapping[str, Any]) -> WandbLogger:
+    # read when wandb is imported: nothing about a crash goes to its makers
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    run_id, mode = _wandb_id(run), os.environ.get("WANDB_MODE", "online")
+    if mode == "online" and (reason := _why_offline()):
+        mode = "offline"
+        _warn(f"W&B is offline, as {reason}. To sync later: wandb sync {run.path}/wandb/offline-run-*-{run_id}")
+    return WandbLogger(
+        name=run.path.resolve().name,
+        save_dir=run.path,
+        id=run_id,
+        project=os.environ.get("WANDB_PROJECT", "lit-hf"),
+        config=dict(config),
+        mode=mode,
+        settings=wandb.Settings(console="off", silent=mode != "online", init_timeout=_SECONDS_TO_START),
+    )
+
+
+def _wandb_id(run: RunFolder) -> str:
+    """Return the id that the run has on W&B, so that it goes on there when it resumes."""
+    run_id = run.read_record().get("wandb_id") or secrets.token_hex(4)
+    _keep_wandb_id(run, run_id)
+    return run_id
+
+
+@rank_zero_only
+def _keep_wandb_id(run: RunFolder, run_id: str) -> None:
+    run.update_record(wandb_id=run_id)
+
+
+@rank_zero_only
+def _why_offline() -> str | None:
+    """Return why W&B cannot be logged to now; it neither asks nor waits for long."""
+    import wandb
+
+    host = wandb.setup().settings.base_url
+    if not _answers(host):
+        return f"{host} does not answer"
+    try:
+        return None if wandb.login(prompt=False, verify=False) else "there is no API key (wandb login)"
+    except wandb.Error as error:
+        return str(error).rstrip(".")
+
+
+def _answers(url: str) -> bool:
+    """Say whether a server answers at all, through a proxy where one is set."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=_SECONDS_TO_ANSWER).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+        answers.append(True)
+
+    # a thread, since looking up a name knows no timeout
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_SECONDS_TO_ANSWER)
+    return bool(answers)
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    _log.warning(message)

@@ -1,0 +1,46 @@
+import json
+import os
+
+import pytest
+
+from lit_hf.errors import InputError
+from lit_hf.run import RunFolder, write_atomically
+
+
+def test_a_run_exists_once_its_config_and_record_are_written(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "a")
+    run.create()
+    run.write_config({"name": "a", "task": {"labels": ["ä", "b"]}})
+    assert not run.exists()
+    run.update_record(state="running")
+    assert run.exists()
+    assert run.read_config() == {"name": "a", "task": {"labels": ["ä", "b"]}}
+
+
+def test_the_record_keeps_earlier_fields(tmp_path):
+    run = RunFolder(tmp_path)
+    run.update_record(state="running", step=1)
+    run.update_record(state="finished")
+    assert run.read_record() == {"state": "finished", "step": 1}
+    assert json.loads((tmp_path / "run.json").read_text()) == run.read_record()
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(InputError, match="no run is here"):
+        RunFolder(tmp_path).read_config()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        RunFolder(tmp_path / "file" / "run").create()
+
+
+def test_a_failed_write_leaves_the_old_text_and_no_temporary_file(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -93,5 +93,5 @@ def _quieten_libraries() -> None:
     warnings.showwarning = _show_warning
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     logging.getLogger("lit_hf.libraries").warning("%s", " ".join(str(message).split()))

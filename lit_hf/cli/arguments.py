@@ -1,0 +1,65 @@
+"""The command line of a verb: options in their order, before any of them is understood."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lit_hf.errors import Problem
+
+CONFIG_FLAGS = ("-c", "--config")
+HELP_FLAGS = ("-h", "--help")
+SHORT_WITH_VALUE = re.compile(r"-c[^=-]")
+NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+
+
+class Argument(NamedTuple):
+    """One option.
+
+    Attributes:
+        key: Its dotted key, without dashes; `config` for a config file.
+        text: Its value.
+        append: Whether the value is added to a list (`--key+=value`).
+    """
+
+    key: str
+    text: str
+    append: bool = False
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Say whether the verb's help is asked for."""
+    return any(word in HELP_FLAGS for word in argv)
+
+
+def read_arguments(argv: Sequence[str]) -> tuple[list[Argument], list[Problem]]:
+    """Return the options of a command line, in order, and what cannot be one.
+
+    Every option takes one value: `--key value` or `--key=value`; `--print_config` alone may stand without.
+    """
+    arguments: list[Argument] = []
+    problems: list[Problem] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        flag, has_value, text = word.partition("=")
+        if SHORT_WITH_VALUE.match(word):
+            flag, has_value, text = word[:2], "=", word[2:]
+        if not flag.startswith("-") or flag in ("-", "--"):
+            problems.append(Problem(word, "is not an option.", "Options are written --key value, or --key=value."))
+            continue
+        if flag == "--print_config":
+            continue
+        if not has_value:
+            if not words or _is_flag(words[0]):
+                problems.append(Problem(flag.lstrip("-"), "the value is missing.", f"Write {flag} <value>."))
+                continue
+            text = words.pop(0)
+        key = "config" if flag in CONFIG_FLAGS else flag.lstrip("-")
+        arguments.append(Argument(key.removesuffix("+"), text, key.endswith("+")))
+    return arguments, problems
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and not NEGATIVE_NUMBER.match(word) and len(word) > 1

@@ -1,0 +1,103 @@
+"""The strict reading of a verb's config: all problems of files and options at once, before anything is built."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from lit_hf.cli.arguments import read_arguments
+from lit_hf.cli.blocks import Checker
+from lit_hf.cli.reading import read_file, read_option
+from lit_hf.cli.schema import known_classes, read_options, required_keys
+from lit_hf.errors import InputError, Problem, nearest, raise_problems
+
+logger = logging.getLogger("lit_hf")
+
+PARSER_KEY = re.compile(r'^Parser key "([^"]+)":?\s*')
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse a verb's options and config files.
+
+    What jsonargparse accepts is accepted, with the same result: later files and options win, and blocks merge. What it
+    cannot take is told completely, where jsonargparse would stop at the first and speak of union types.
+
+    Args:
+        parser: The verb's parser.
+        argv: What was typed after the verb.
+
+    Returns:
+        The parsed config, defaults included.
+
+    Raises:
+        InputError: With everything that is wrong.
+        SystemExit: After `--print_config`.
+    """
+    # Lightning switches the reading of remote configs on; a config can name code to run.
+    set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
+    parser.exit_on_error = False
+    notes = check(parser, argv)
+    try:
+        config = parser.parse_args(list(argv))
+    except ArgumentError as error:
+        raise InputError(_translate(error)) from error
+    for note in notes:
+        logger.info(note)
+    return config
+
+
+def check(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Check a command line and the config files that it names.
+
+    Returns:
+        Notes for the user, where nothing is wrong.
+
+    Raises:
+        InputError: With everything that is wrong.
+    """
+    arguments, problems = read_arguments(argv)
+    options = read_options(parser)
+    checker = Checker(options)
+    for argument in arguments:
+        if argument.key == "config":
+            problems += _check_file(argument.text, checker)
+        else:
+            checker.check_option(argument.key, read_option(argument.text))
+    if not problems:  # What seems to be missing may be in a file that could not be read.
+        problems += _missing(parser, checker.given)
+        checker.check_required_parameters()
+    raise_problems(problems + checker.problems)
+    return checker.notes
+
+
+def _check_file(path: str, checker: Checker) -> list[Problem]:
+    """Check a config file; return what keeps it from being read."""
+    try:
+        value, repeated = read_file(path)
+    except InputError as error:
+        return list(error.problems)
+    checker.problems.extend(repeated)
+    checker.check_file(value)
+    return []
+
+
+def _missing(parser: ArgumentParser, given: set[str]) -> list[Problem]:
+    leaves = {option.key: option for option in read_options(parser).leaves()}
+    problems = []
+    for key in required_keys(parser):
+        if key not in given:
+            known = known_classes(leaves[key].bases) if key in leaves else []
+            problems.append(Problem(key, "is missing.", nearest("", known) if known else ""))
+    return problems
+
+
+def _translate(error: ArgumentError) -> Problem:
+    """Tell in one sentence what only jsonargparse itself found."""
+    text = str(error)
+    match = PARSER_KEY.match(text)
+    lines = [line.strip(" -") for line in text[match.end() if match else 0 :].splitlines() if line.strip()]
+    what = next((line for line in lines if not line.startswith(("Does not validate", "Subtypes:", "Errors:"))), text)
+    return Problem(match[1] if match else "", what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -34,10 +34,8 @@ def add_adapter(
 
 def _has_default_targets(model: PreTrainedModel, adapter: PeftConfig) -> bool:
     """Say whether PEFT knows which modules of this architecture the adapter goes to."""
-    from peft.utils import PEFT_TYPE_TO_TARGET_MODULES_MAPPING
-
-    known = PEFT_TYPE_TO_TARGET_MODULES_MAPPING.get(adapter.peft_type, {})
-    return model.config.model_type in known
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[adapter.peft_type]
+    return model.config.model_type in getattr(tuner, "target_module_mapping", {})
 
 
 def _heads(model: PreTrainedModel, new_weights: Collection[str]) -> set[str]:

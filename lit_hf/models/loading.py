@@ -213,6 +213,12 @@ def checkpoint_problem(where: str, checkpoint: str, error: BaseException) -> Pro
     if status is not None:
         what, cure = _STATUS.get(status, (f"the Hub answers with status {status}", "Try again later."))
         return Problem(where, f"{checkpoint!r}: {what} (status {status}).", cure)
+    if "custom code" in str(error) or "trust_remote_code" in str(error):
+        return Problem(
+            where,
+            f"{checkpoint!r} brings Python code of its own, which is not run.",
+            "If you trust whoever wrote it: model.trust_remote_code: true.",
+        )
     path = Path(checkpoint)
     if path.is_dir():
         return Problem(where, f"{checkpoint!r} is no model folder: {_first_line(error)}", "It needs a config.json.")

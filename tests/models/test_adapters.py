@@ -1,0 +1,71 @@
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig
+from transformers import AutoTokenizer
+
+from lit_hf.models.adapters import adapter_problems, add_adapter
+from lit_hf.models.loading import Base
+from lit_hf.tasks import TextClassification
+
+
+@pytest.fixture
+def task(tiny_text_model):
+    task = TextClassification(labels=["bad", "good"])
+    task.bind(AutoTokenizer.from_pretrained(tiny_text_model))
+    return task
+
+
+def adapted(task, folder, adapter):
+    model, new = Base(str(folder)).build(task)
+    return add_adapter(model, adapter, task.peft_task_type, new)
+
+
+def test_only_the_adapter_and_the_new_head_train(task, tiny_text_model):
+    model = adapted(task, tiny_text_model, LoraConfig(r=2, target_modules=["query", "value"]))
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len([name for name in trainable if "lora_" in name]) == 2 * 2 * 2
+    assert {name for name in trainable if "lora_" not in name} == {
+        f"base_model.model.classifier.modules_to_save.default.{name}" for name in ("weight", "bias")
+    }
+
+
+def test_a_step_changes_the_head_and_leaves_the_base(task, tiny_text_model):
+    model = adapted(task, tiny_text_model, LoraConfig(r=2))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    batch = task.collator()([{"input_ids": [2, 5, 6, 3], "labels": 1}])
+    for _ in range(2):  # LoRA's first step moves only one of its two factors
+        optimizer.zero_grad()
+        task.forward(model, batch).loss.backward()
+        optimizer.step()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "adapter", [LoraConfig(), IA3Config(), PromptTuningConfig(num_virtual_tokens=3)], ids=lambda a: a.peft_type
+)
+def test_task_type_and_targets_are_filled_in(task, tiny_text_model, adapter):
+    model = adapted(task, tiny_text_model, adapter)
+    assert model.peft_config["default"].task_type == "SEQ_CLS"
+    assert any("classifier" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_target_modules_that_match_nothing_are_named_with_those_there(task, tiny_text_model):
+    skeleton = Base(str(tiny_text_model)).skeleton(task)
+    adapter = LoraConfig(target_modules=["query", "q_proj"], modules_to_save=["pooler", "clasifier"])
+    problems = {problem.where.rpartition(".")[2]: problem for problem in adapter_problems(adapter, skeleton)}
+    assert problems["target_modules"].what.startswith("'q_proj' matches no module")
+    assert "query" in problems["target_modules"].cure
+    assert problems["modules_to_save"].what.startswith("'clasifier'")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*attention.*query", ["query"]])
+def test_targets_that_match_are_no_problem(task, tiny_text_model, targets):
+    skeleton = Base(str(tiny_text_model)).skeleton(task)
+    assert list(adapter_problems(LoraConfig(target_modules=targets), skeleton)) == []
+
+
+def test_a_pattern_that_matches_nothing_is_told(task, tiny_text_model):
+    skeleton = Base(str(tiny_text_model)).skeleton(task)
+    assert len(list(adapter_problems(LoraConfig(target_modules=r".*q_proj"), skeleton))) == 1

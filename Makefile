@@ -19,16 +19,16 @@ install: $(STAMP) ## Make the environment, with exact versions
 $(STAMP): setup.cfg constraints.txt
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tools,tensorboard]'
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[test,tools,tensorboard]'
 	@touch $@
 
 quickstart: $(STAMP) ## Train a small classifier on this machine and try it
 	$(BIN)/lit-hf fit --config configs/quickstart.yaml
 	$(BIN)/lit-hf predict runs/quickstart \
-	  --text 'def connect(self, address): self._sock = socket.create_connection(address)' \
-	  --text 'def sqrt(self, context=None): return context.sqrt(self)' \
-	  --text 'def insert(self, index, chars, *args): self.tk.call((self._w, "insert", index, chars) + args)'
+	  --text 'async def wait(self, timeout): await asyncio.wait_for(self._event.wait(), timeout)' \
+	  --text 'def assertEmpty(self, value, msg=None): self.fail(self._formatMessage(msg, f"{value!r} is not empty"))' \
+	  --text 'def send_header(self, keyword, value): self._headers_buffer.append(f"{keyword}: {value}")'
 
 test: $(STAMP) ## Run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

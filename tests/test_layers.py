@@ -1,0 +1,50 @@
+"""Rules of the house that import-linter cannot say; its contracts are in pyproject.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "lit_hf"
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("lit_hf", include_external_packages=True)
+
+
+def test_every_room_is_ruled_by_a_contract() -> None:
+    ruled = {
+        module for contract in CONTRACTS for key in ("source_modules", "modules") for module in contract.get(key, ())
+    }
+    rooms = {f"lit_hf.{path.stem}" for path in PACKAGE.iterdir() if _is_module(path)}
+
+    assert rooms - ruled - {"lit_hf.cli", "lit_hf.__main__"} == set()
+
+
+def test_no_contract_has_exceptions() -> None:
+    assert [contract["name"] for contract in CONTRACTS if "ignore_imports" in contract] == []
+
+
+def test_lightning_goes_by_one_name(graph: grimp.ImportGraph) -> None:
+    assert {"pytorch_lightning", "lightning_fabric"} & graph.modules == set()
+
+
+def test_the_package_imports_no_test_and_no_benchmark(graph: grimp.ImportGraph) -> None:
+    assert {"tests", "benchmarks", "pytest"} & graph.modules == set()
+
+
+def test_no_module_is_a_drawer_for_anything() -> None:
+    drawers = {"utils", "util", "helpers", "common", "misc"}
+
+    assert [str(path) for path in PACKAGE.rglob("*") if path.stem in drawers] == []
+
+
+def _is_module(path: Path) -> bool:
+    return (path / "__init__.py").is_file() or (path.suffix == ".py" and path.stem != "__init__")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
+import sys
 import tomllib
 from pathlib import Path
 
 import grimp
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 
@@ -30,6 +33,15 @@ def test_every_room_is_ruled_by_a_contract() -> None:
 
 def test_no_contract_has_exceptions() -> None:
     assert [contract["name"] for contract in CONTRACTS if "ignore_imports" in contract] == []
+
+
+def test_what_is_imported_is_declared(graph: grimp.ImportGraph) -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    declared = {Requirement(line).name for line in config["options"]["install_requires"].split()}
+    imported = {name for name in graph.modules if graph.is_module_squashed(name)} - sys.stdlib_module_names
+
+    assert imported - {"yaml" if name == "PyYAML" else name for name in declared} == set()
 
 
 def test_lightning_goes_by_one_name(graph: grimp.ImportGraph) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
 from lit_hf.cli.options import Parser
 from lit_hf.errors import InputError, Problem
 from lit_hf.models.folder import is_adapter
 from lit_hf.run import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def run(argv: Sequence[str]) -> None:
@@ -24,7 +28,9 @@ def run(argv: Sequence[str]) -> None:
     print(f"Exported to {folder}. Next:\n{next_commands(folder)}")
 
 
-def export_run(run: RunFolder, checkpoint: str = "best", output: Path | None = None, merge: bool | None = None) -> Path:
+def export_run(
+    run: RunFolder, checkpoint: Literal["best", "last"] = "best", output: Path | None = None, merge: bool | None = None
+) -> Path:
     """Export a run's checkpoint.
 
     Args:
@@ -44,12 +50,18 @@ def export_run(run: RunFolder, checkpoint: str = "best", output: Path | None = N
     if not path.is_file():
         cure = "Export the newest one: --checkpoint last." if run.last.is_file() else "Train it first: lit-hf fit."
         raise InputError(Problem(str(run.path), f"the run has no checkpoint {path.name}.", cure))
-    from lit_hf.cli.trainer import load_run
+    from lit_hf.cli.runs import load_run
     from lit_hf.export.package import export
 
     model, task, record = load_run(run, checkpoint)
     folder = output or run.export
-    export(model, task, record, folder, merge=bool(config.get("merge")) if merge is None else merge)
+    export(
+        cast("PreTrainedModel", model),
+        task,
+        record,
+        folder,
+        merge=bool(config.get("merge")) if merge is None else merge,
+    )
     return folder
 
 

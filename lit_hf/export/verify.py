@@ -85,7 +85,8 @@ def tolerance_for(dtype: torch.dtype, merged: bool) -> float:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
-    return tokenizer(text, truncation=True, return_tensors="pt")
+    # half of what the model takes leaves room for the virtual tokens of a prompt
+    return tokenizer(text, truncation=True, max_length=min(tokenizer.model_max_length, 512) // 2, return_tensors="pt")
 
 
 def _floats(outputs: dict[str, object]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 from lit_hf.errors import InputError, LitHFError, Problem
 from lit_hf.inference.manifest import read_task
 from lit_hf.models.folder import fetch, load_model, load_tokenizer
+from lit_hf.models.loading import max_positions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -125,8 +126,6 @@ def _device(name: str | None) -> torch.device:
 
 def _limit_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     """Cut off text that is longer than the model's positions, where a tokenizer made by others does not say so."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and tokenizer.model_max_length > positions:
-        # RoBERTa and its like count positions from the padding's id on.
-        offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-        tokenizer.model_max_length = positions - offset
+    positions = max_positions(config)
+    if positions is not None and tokenizer.model_max_length > positions:
+        tokenizer.model_max_length = positions

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.models.loading import checkpoint_problem
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +36,10 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    cure = "Give a run's folder, an exported folder or the id of a model on the Hub."
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=_READ))
-    except HFValidationError as error:
-        raise InputError(Problem(str(name), "there is no such folder.", cure)) from error
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(Problem(str(name), f"there is no such folder, and the Hub says: {reason}", cure)) from error
+    except (HFValidationError, OSError) as error:
+        raise InputError(checkpoint_problem("folder", str(name), error)) from error
 
 
 def is_adapter(folder: Path) -> bool:

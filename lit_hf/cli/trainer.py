@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -236,8 +235,6 @@ def run(verb: Literal["fit", "validate", "test"], arguments: Sequence[str]) -> i
     Returns:
         The exit code.
     """
-    if rank_zero_only.rank != 0:  # one voice is enough
-        logging.getLogger("lit_hf").setLevel(logging.ERROR)
     if verb == "fit":
         from lit_hf.cli.fit import fit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 
@@ -20,13 +21,12 @@ def majority(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> Table:
-    """Return a table of true classes (rows) against predicted ones (columns), with each class's recall."""
-    table = Table(title="confusion matrix: true (rows), predicted (columns)", title_justify="left")
-    table.add_column("")
-    for label in labels:
-        table.add_column(label, justify="right", overflow="fold")
+    """Return a table of true classes (rows) against predicted ones (numbered columns), with each class's recall."""
+    table = Table("", "true", box=box.SIMPLE, title="confusion matrix: true classes by predicted ones")
+    for number in range(1, len(labels) + 1):
+        table.add_column(str(number), justify="right")
     table.add_column("recall", justify="right")
     for index, (label, row) in enumerate(zip(labels, confusion, strict=True)):
         recall = f"{row[index] / sum(row):.3f}" if sum(row) else "-"
-        table.add_row(label, *(str(count) if count else "." for count in row), recall)
+        table.add_row(str(index + 1), label, *(str(count) if count else "." for count in row), recall)
     return table

@@ -34,12 +34,12 @@ def test_a_step_changes_the_head_and_leaves_the_base(task, tiny_text_model):
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     batch = task.collator()([{"input_ids": [2, 5, 6, 3], "labels": 1}])
-    for _ in range(2):  # LoRA's first step moves only one of its two factors
-        optimizer.zero_grad()
-        task.forward(model, batch).loss.backward()
-        optimizer.step()
+    task.forward(model, batch).loss.backward()
+    optimizer.step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert moved <= trainable
+    assert {name for name in trainable if "lora_B" in name or "classifier" in name} <= moved
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from lit_hf.data.sources import Source, Split, load_splits
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.task import Task
+
+logger = logging.getLogger("lit_hf")
 
 Stage = Literal["fit", "validate", "test"]
 
@@ -117,6 +120,8 @@ class LitDataModule(LightningDataModule):
         if (missing := _NEEDED[stage][0]) not in splits:
             cure = f"Name its rows as data.source.{missing}."
             raise InputError(Problem(f"data.source.{missing}", f"there is no {missing} split.", cure))
+        if stage == "fit" and "validation" not in splits:
+            logger.warning("There is no validation split, so nothing tells which checkpoint is the best.")
         raise_problems(check_columns(splits, self.task))
         self._bind(loaded.get("train", splits[missing]).rows, stage)
         raise_problems(check_rows(splits, self.task))
@@ -154,7 +159,7 @@ class LitDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Prepare on one process of each machine, so that the others find everything in the cache."""
         if self.trainer is not None:
-            self.prepare(_stage(self.trainer.state.fn))
+            self.prepare(_stage(self.trainer.state.fn.value if self.trainer.state.fn else "fit"))
 
     def setup(self, stage: str) -> None:
         """Prepare the splits of a stage: `fit`, `validate` or `test`."""
@@ -174,27 +179,30 @@ class LitDataModule(LightningDataModule):
 
     def _loader(self, split: str, batch_size: int, arrangement: Arrangement) -> BatchLoader:
         rows = self.encoded[split]
-        shard = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
-        order = BatchOrder(
-            row_lengths(rows),
-            batch_size,
-            arrangement,
-            seed=self.seed,
-            rank=shard.get("rank", 0),
-            world_size=shard.get("num_replicas", 1),
-        )
+        rank, world_size = self._shard()
+        order = BatchOrder(row_lengths(rows), batch_size, arrangement, self.seed, rank, world_size)
         on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
-        workers = min(4, (os.cpu_count() or 1) // 2) if on_gpu else 0
         return BatchLoader(
             rows,
             self.task.collator(self.pad_to_multiple_of),
             order,
-            num_workers=workers if self.num_workers is None else self.num_workers,
+            num_workers=(_default_workers() if on_gpu else 0) if self.num_workers is None else self.num_workers,
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
         )
 
+    def _shard(self) -> tuple[int, int]:
+        """Return the rank and the number of ranks among those that read different rows."""
+        shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (shard["rank"], shard["num_replicas"]) if shard else (0, 1)
 
-def _stage(name: str | None) -> Stage:
+
+def _default_workers() -> int:
+    """Return as many workers as keep up with a GPU, and no more than this process's share of the cores."""
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(4, (os.cpu_count() or 1) // (2 * local_processes))
+
+
+def _stage(name: str) -> Stage:
     """Return the stage of one of Lightning's trainer functions."""
     return cast(Stage, name if name in ("validate", "test") else "fit")
 

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict
 
-from lit_hf.data.reading import find_faults, line_of
+from lit_hf.data.reading import find_faults, find_ragged_rows, line_of
 from lit_hf.errors import InputError, Problem, raise_problems
 
 # `NA` and `null` in a CSV file are text like any other.
@@ -58,6 +58,8 @@ class Files:
             if not path.stat().st_size
         )
         builder, settings = FORMATS[self.paths[0].suffix.lower()]
+        if builder == "csv" and (ragged := list(find_ragged_rows(self.paths, self.key))):
+            raise InputError(*ragged)
         try:
             with _quiet():
                 rows = datasets.load_dataset(

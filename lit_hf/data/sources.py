@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,8 @@ from datasets import Dataset
 from lit_hf.data.files import files_by_split, find_files, is_saved, read_saved
 from lit_hf.data.hub import is_local, read_hub
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
+
+logger = logging.getLogger("lit_hf")
 
 SPLITS = ("train", "validation", "test")
 
@@ -118,6 +121,7 @@ def load_splits(source: Source, names: Sequence[str] = SPLITS) -> dict[str, Spli
             read("train")
         if needs_cut and "train" in splits and len(splits["train"].rows) > 1:
             splits["train"], splits["validation"] = _cut(splits["train"], source.validation_share)
+            logger.info("validation: %s of the training rows are held out", f"{len(splits['validation'].rows):,}")
     raise_problems(problems)
     return {name: _limit(splits[name], name, source.limit) for name in SPLITS if name in names and name in splits}
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lit_hf.data.hub import hub_problem
 from lit_hf.errors import InputError, Problem
 
 logger = logging.getLogger("lit_hf")
@@ -105,7 +106,7 @@ def _load(checkpoint: str, revision: str | None, trust_remote_code: bool, key: s
     try:
         return AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise InputError(Problem(key, f"no tokenizer can be loaded from {checkpoint!r}: {error}")) from error
+        raise InputError(hub_problem(key, checkpoint, "tokenizer", error)) from error
 
 
 def _ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:

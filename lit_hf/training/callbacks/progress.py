@@ -54,6 +54,11 @@ class Progress(ProgressBar):
         self._total_steps = math.inf
         self._start = (0.0, 0)
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether anything is written; Lightning asks."""
+        return self._enabled
+
     def disable(self) -> None:
         """Write nothing from here on."""
         self._enabled = False

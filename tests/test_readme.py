@@ -1,0 +1,80 @@
+"""The README's bash blocks are run, in their order, in a folder that holds the files which it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lit_hf.cli.main import main
+from tests.conftest import ROOT
+from tests.hub import Hub
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```", re.DOTALL)
+BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SMALLER = ["--trainer.max_steps", "2", "--data.source.limit", "64"]
+"""Added to `lit-hf fit`, so that its runs take seconds."""
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the commands of a shell text as words, comments left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def recipe(target: str) -> list[list[str]]:
+    """Return the `lit-hf` commands that `make` would run."""
+    result = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [["lit-hf", *words[1:]] for words in commands(result.stdout) if words[0].endswith("bin/lit-hf")]
+
+
+def run(words: list[str]) -> None:
+    """Run a command of `lit-hf` in this process."""
+    assert words[0] == "lit-hf", f"the README shows a command that this test does not know: {words}"
+    arguments = [*words[1:], *(SMALLER if words[1] == "fit" and "--help" not in words else [])]
+    try:
+        code = main(arguments)
+    except SystemExit as exit:  # of --help and --print_config
+        code = exit.code or 0
+    assert code == 0, words
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_work(
+    hub: Hub, tiny_text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_model("google-bert/bert-base-uncased", tiny_text_model)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for file in FILE.finditer(README):
+        Path(file["name"]).write_text(file["text"], encoding="utf-8")
+
+    for words in (words for block in BLOCK.findall(README) for words in commands(block)):
+        if words[0] == "make":
+            for command in recipe(words[1]):
+                run(command)
+        else:
+            run(words)
+
+    assert {path.name for path in Path("runs").iterdir()} == {"quickstart", "reviews", "reviews-lora"}
+    assert Path("predicted.jsonl").read_text(encoding="utf-8").count('"label"') == 2
+    assert Path("reviews-model/model.safetensors").is_file()
+
+
+def test_the_python_of_the_readme_compiles() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -26,13 +26,13 @@ RECORD: dict[str, Any] = {
 }
 
 
-def classifier(base: Path, seed: int = 1) -> tuple[PreTrainedModel, TextClassification]:
+def classifier(base: Path, seed: int = 2) -> tuple[PreTrainedModel, TextClassification]:
     """Return a classifier on a headless base, and its task; other seeds give other answers."""
     model, task = _load(base)
     return _stir(model, seed), task
 
 
-def adapted(base: Path, adapter: PeftConfig | None = None, seed: int = 1) -> tuple[PreTrainedModel, TextClassification]:
+def adapted(base: Path, adapter: PeftConfig | None = None, seed: int = 2) -> tuple[PreTrainedModel, TextClassification]:
     """Return a classifier with an adapter (LoRA if not given) that makes a difference, and its task."""
     model, task = _load(base)
     adapter = adapter or LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])

@@ -95,21 +95,11 @@ def load_model(
     """
     raise_problems(damaged_weights(folder))
     config = load_config(folder, trust_remote_code)
+    load = _load_adapted if is_adapter(folder) else _load_whole
     try:
-        if is_adapter(folder):
-            model, missing = _load_adapted(folder, auto_class, config, trust_remote_code)
-        else:
-            model, missing = _load_whole(folder, None, auto_class, config, trust_remote_code)
-    except (OSError, ValueError, RuntimeError) as error:
+        model = load(folder, auto_class, config, trust_remote_code)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _unreadable(folder, "the model", error) from error
-    if missing:
-        raise InputError(
-            Problem(
-                str(folder),
-                f"the model has no trained head for {auto_class}: {_some(sorted(missing))} not in its weights.",
-                "Its answers would be random. Fine-tune it first: lit-hf fit.",
-            )
-        )
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
     return model.eval()
 
@@ -132,8 +122,34 @@ def damaged_weights(folder: Path) -> list[Problem]:
 _BASE = "base_model_name_or_path"
 
 
-def _load_whole(
-    name: str | Path, revision: str | None, auto_class: str, config: PretrainedConfig, trust_remote_code: bool
+def _load_whole(folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    model, missing = _from_pretrained(str(folder), None, auto_class, config, trust_remote_code)
+    _refuse_untrained(folder, auto_class, missing)
+    return model
+
+
+def _load_adapted(folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel
+    from safetensors import safe_open
+
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise OSError(f"there is no {ADAPTER_WEIGHTS} in it")
+    peft_config = PeftConfig.from_pretrained(str(folder))
+    base = str(peft_config.base_model_name_or_path)
+    try:
+        model, missing = _from_pretrained(base, peft_config.revision, auto_class, config, trust_remote_code)
+    except OSError as error:
+        where = f"{folder / ADAPTER_CONFIG}: {_BASE}"
+        cure = "Mend the path there, or export a model that needs no base: lit-hf export --merge."
+        raise InputError(Problem(where, f"the adapter's base model {base!r} cannot be loaded.", cure)) from error
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as weights:
+        adapted = tuple(weights.keys())
+    _refuse_untrained(folder, auto_class, {name for name in missing if not any(key.endswith(name) for key in adapted)})
+    return cast("PreTrainedModel", PeftModel.from_pretrained(model, str(folder)))
+
+
+def _from_pretrained(
+    name: str, revision: str | None, auto_class: str, config: PretrainedConfig, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the model and the names of its weights that are not in the checkpoint."""
     import transformers
@@ -150,26 +166,15 @@ def _load_whole(
     return model, set(info["missing_keys"])
 
 
-def _load_adapted(
-    folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool
-) -> tuple[PreTrainedModel, set[str]]:
-    from peft import PeftConfig, PeftModel
-    from safetensors import safe_open
-
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise OSError(f"there is no {ADAPTER_WEIGHTS} in it")
-    peft_config = PeftConfig.from_pretrained(str(folder))
-    base = peft_config.base_model_name_or_path
-    try:
-        model, missing = _load_whole(base, peft_config.revision, auto_class, config, trust_remote_code)
-    except OSError as error:
-        where = f"{folder / ADAPTER_CONFIG}: {_BASE}"
-        cure = "Mend the path there, or export a model that needs no base: lit-hf export --merge."
-        raise InputError(Problem(where, f"the adapter's base model {base!r} cannot be loaded.", cure)) from error
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as weights:
-        adapted = tuple(weights.keys())
-    missing = {name for name in missing if not any(key.endswith(name) for key in adapted)}
-    return cast("PreTrainedModel", PeftModel.from_pretrained(model, str(folder))), missing
+def _refuse_untrained(folder: Path, auto_class: str, missing: set[str]) -> None:
+    if missing:
+        raise InputError(
+            Problem(
+                str(folder),
+                f"the model has no trained head for {auto_class}: {_some(sorted(missing))} not in its weights.",
+                "Its answers would be random. Fine-tune it first: lit-hf fit.",
+            )
+        )
 
 
 def _unreadable(folder: Path, what: str, error: Exception) -> InputError:

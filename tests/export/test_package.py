@@ -147,8 +147,8 @@ def test_prefix_cannot_be_merged(tiny_text_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_adapter_without_a_checkpoint_below_it_needs_merging(tiny_text_model, tmp_path):
-    model, task = adapted(tiny_text_model)
+def test_adapter_without_a_checkpoint_below_it_needs_merging(tiny_text_model):
+    model, _ = adapted(tiny_text_model)
     model.get_base_model().config.name_or_path = ""
     model.get_base_model().name_or_path = ""
     model.active_peft_config.base_model_name_or_path = None

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from lit_hf.errors import Problem
 
 CONFIG_FLAGS = ("-c", "--config")
-HELP_FLAGS = ("-h", "--help")
 SHORT_WITH_VALUE = re.compile(r"-c[^=-]")
 NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
@@ -26,11 +25,6 @@ class Argument(NamedTuple):
     key: str
     text: str
     append: bool = False
-
-
-def asks_for_help(argv: Sequence[str]) -> bool:
-    """Say whether the verb's help is asked for."""
-    return any(word in HELP_FLAGS for word in argv)
 
 
 def read_arguments(argv: Sequence[str]) -> tuple[list[Argument], list[Problem]]:
@@ -52,6 +46,9 @@ def read_arguments(argv: Sequence[str]) -> tuple[list[Argument], list[Problem]]:
         if flag == "--print_config":
             continue
         if not has_value:
+            if flag.endswith(".help") and (not words or _is_flag(words[0])):
+                arguments.append(Argument(flag.lstrip("-"), ""))
+                continue
             if not words or _is_flag(words[0]):
                 problems.append(Problem(flag.lstrip("-"), "the value is missing.", f"Write {flag} <value>."))
                 continue

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.blocks import Checker
+from lit_hf.cli.help import requested_help
 from lit_hf.cli.reading import read_file, read_option
 from lit_hf.cli.schema import known_classes, read_options, required_keys
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
@@ -34,8 +35,11 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 
     Raises:
         InputError: With everything that is wrong.
-        SystemExit: After `--print_config`.
+        SystemExit: After `--help` and `--print_config`.
     """
+    if asked := requested_help(parser, argv):
+        print(asked, end="")
+        raise SystemExit(0)
     # Lightning switches the reading of remote configs on; a config can name code to run.
     set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
     parser.exit_on_error = False

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lit_hf import __version__
 from lit_hf.cli import messages
@@ -93,6 +94,7 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
     if verb not in VERBS:
         raise InputError(_unknown_verb(verb))
     messages.install(debug)
+    sys.path.append(str(Path.cwd()))  # so that a config can name classes of the user's own project
     return _runner(verb)(options) or 0
 
 

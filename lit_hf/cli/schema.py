@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -116,7 +117,12 @@ def class_options(cls: Any, key: str, hint: Any) -> Option | None:
     parser = ArgumentParser(exit_on_error=False)
     passed = words.passed_parameters(hint)
     parser.add_class_arguments(cls, skip={passed} if passed else None, fail_untyped=False)
-    return read_options(parser, key if words.is_closed(cls) else f"{key}.init_args")
+    options = read_options(parser, key if words.is_closed(cls) else f"{key}.init_args")
+    for documented in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+        option = options.options.get(documented.name)
+        if option is not None and option.action is not None:
+            option.action.help = option.action.help or documented.metadata.get("help")
+    return options
 
 
 def required_keys(parser: ArgumentParser) -> list[str]:

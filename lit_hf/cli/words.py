@@ -8,6 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -31,11 +32,13 @@ def alternatives(hint: Any) -> list[Any]:
 
 
 def choices(hint: Any) -> list[str]:
-    """Return all that a type made of literals admits; empty if it admits anything else (but null)."""
+    """Return all that a type made of literals or an enum admits; empty if it admits anything else (but null)."""
     found: dict[str, None] = {}
     for member in alternatives(hint):
         if typing.get_origin(member) is Literal:
             found |= dict.fromkeys(str(choice) for choice in typing.get_args(member))
+        elif _is_enum(member):
+            found |= dict.fromkeys(choice.name for choice in member)
         elif member is not type(None):
             return []
     return list(found)
@@ -90,16 +93,46 @@ def describe(hint: Any) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+SHORT = {bool: "true|false", int: "int", float: "number", str: "text", Any: "any", Path: "path"}
+LONGEST_CHOICE = 80
+
+
+def short(hint: Any) -> str:
+    """Return a type as it is shown beside an option: `int | None` is "int"."""
+    members = [member for member in alternatives(hint) if member is not type(None)]
+    if listed := choices(hint):
+        return "|".join(listed) if len("|".join(listed)) <= LONGEST_CHOICE else "choice"
+    if float in members:
+        members = [member for member in members if member is not int and getattr(member, "__module__", "") != "torch"]
+    return "|".join(dict.fromkeys(_short_one(member) for member in members))
+
+
+def _short_one(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    if _is_enum(hint):
+        return "choice"
+    if hint in SHORT or hint is datetime.timedelta:
+        return SHORT.get(hint, "time")
+    if _is_mapping(hint):
+        return "mapping"
+    if bases := classes(hint):
+        return "mapping" if all(is_closed(base) for base in bases) else "class"
+    return "list" if _is_list(hint) else "function" if _is_callable(typing.get_origin(hint) or hint) else "value"
+
+
 def _describe_one(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else repr(arguments[0])
+    if _is_enum(hint):
+        return f"one of {', '.join(choices(hint))}"
     if hint in SIMPLE:
         return SIMPLE[hint]
     if (origin is not None and _is_callable(origin)) or hint is Callable:
         returned = classes(hint)
         return _class_words(returned) if returned else "the import path of a function"
-    if hint in (list, tuple, set) or (origin is not None and _is_sequence(origin)):
+    if _is_list(hint):
         return f"a list ({describe(arguments[0])} each)" if arguments and arguments[0] is not Any else "a list"
     if _is_mapping(hint):
         with_values = len(arguments) == 2 and arguments[1] is not Any
@@ -118,9 +151,18 @@ def _is_callable(origin: Any) -> bool:
     return origin in (Callable, typing.get_origin(Callable[[], int]))
 
 
+def _is_enum(hint: Any) -> bool:
+    return inspect.isclass(hint) and issubclass(hint, Enum)
+
+
 def _is_mapping(hint: Any) -> bool:
     origin = typing.get_origin(hint) or hint
     return inspect.isclass(origin) and issubclass(origin, Mapping)
+
+
+def _is_list(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    return hint in (list, tuple, set) or (origin is not None and _is_sequence(origin))
 
 
 def _is_sequence(origin: Any) -> bool:
@@ -132,4 +174,6 @@ def _is_sequence(origin: Any) -> bool:
 def _is_ours_to_build(candidate: type) -> bool:
     """Tell classes that a config builds from values that it writes down."""
     plain = (bool, int, float, complex, str, bytes, Path, datetime.timedelta, type(None), list, tuple, set, dict)
-    return candidate not in plain and candidate.__module__ not in ("builtins", "collections.abc", "torch")
+    if candidate in plain or _is_enum(candidate):
+        return False
+    return candidate.__module__ not in ("builtins", "collections.abc", "torch")

@@ -16,7 +16,7 @@ from tests.hub import Hub
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```", re.DOTALL)
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SMALLER = ["--trainer.max_steps", "2", "--data.source.limit", "64"]
+SMALLER = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--data.source.limit=500"]
 """Added to `lit-hf fit`, so that its runs take seconds."""
 
 

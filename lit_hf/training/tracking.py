@@ -11,8 +11,8 @@ import secrets
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -158,47 +158,59 @@ def _tensorboard(run: RunFolder, config: Mapping[str, Any]) -> TensorBoardLogger
 def _wandb(run: RunFolder, config: Mapping[str, Any]) -> WandbLogger:
     # read when wandb is imported: nothing about a crash goes to its makers
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    project = os.environ.get("WANDB_PROJECT", "lit-hf")
+    return WandbLogger(project=project, save_dir=run.path, experiment=_start_wandb(run, config, project))
+
+
+@rank_zero_only
+def _start_wandb(run: RunFolder, config: Mapping[str, Any], project: str) -> Any:
+    """Start the run on W&B, or go on with it; offline where that cannot be done online."""
     import wandb
 
-    run_id, mode = _wandb_id(run), os.environ.get("WANDB_MODE", "online")
-    if mode == "online" and (reason := _why_offline()):
-        mode = "offline"
-        _warn(f"W&B is offline, as {reason}. To sync later: wandb sync {run.path}/wandb/offline-run-*-{run_id}")
-    return WandbLogger(
-        name=run.path.resolve().name,
-        save_dir=run.path,
-        id=run_id,
-        project=os.environ.get("WANDB_PROJECT", "lit-hf"),
-        config=dict(config),
-        mode=mode,
-        settings=wandb.Settings(console="off", silent=mode != "online", init_timeout=_SECONDS_TO_START),
-    )
-
-
-def _wandb_id(run: RunFolder) -> str:
-    """Return the id that the run has on W&B, so that it goes on there when it resumes."""
+    # kept, so that the run goes on there when it resumes
     run_id = run.read_record().get("wandb_id") or secrets.token_hex(4)
-    _keep_wandb_id(run, run_id)
-    return run_id
-
-
-@rank_zero_only
-def _keep_wandb_id(run: RunFolder, run_id: str) -> None:
     run.update_record(wandb_id=run_id)
 
+    def start(mode: str) -> Any:
+        return wandb.init(
+            project=project,
+            name=run.path.resolve().name,
+            id=run_id,
+            resume="allow",
+            dir=run.path,
+            config=dict(config),
+            mode=cast(Any, mode),
+            settings=wandb.Settings(console="off", silent=mode != "online", init_timeout=_SECONDS_TO_START),
+        )
 
-@rank_zero_only
-def _why_offline() -> str | None:
-    """Return why W&B cannot be logged to now; it neither asks nor waits for long."""
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode == "online":
+        experiment, reason = _try(start)
+        if reason:
+            _log.warning(
+                f"W&B is offline, as {reason}. To sync later: wandb sync {run.path}/wandb/offline-run-*-{run_id}"
+            )
+            experiment = start("offline")
+    else:
+        experiment = start(mode)
+    experiment.define_metric("trainer/global_step")
+    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return experiment
+
+
+def _try(start: Callable[[str], Any]) -> tuple[Any, str]:
+    """Start a run online, or return why that cannot be done; it neither asks nor waits for long."""
     import wandb
 
     host = wandb.setup().settings.base_url
     if not _answers(host):
-        return f"{host} does not answer"
+        return None, f"{host} does not answer"
     try:
-        return None if wandb.login(prompt=False, verify=False) else "there is no API key (wandb login)"
+        if not wandb.login(prompt=False, verify=False):
+            return None, "there is no API key (wandb login)"
+        return start("online"), ""
     except wandb.Error as error:
-        return str(error).rstrip(".")
+        return None, str(error).splitlines()[0].rstrip(".")
 
 
 def _answers(url: str) -> bool:
@@ -219,8 +231,3 @@ def _answers(url: str) -> bool:
     asking.start()
     asking.join(_SECONDS_TO_ANSWER)
     return bool(answers)
-
-
-@rank_zero_only
-def _warn(message: str) -> None:
-    _log.warning(message)

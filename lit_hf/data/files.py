@@ -52,22 +52,19 @@ class Files:
         Raises:
             InputError: If a file cannot be read; names the line where it can be told.
         """
-        raise_problems(
-            Problem(str(path), "the file is empty.", f"Give a file that has rows as {self.key}.")
-            for path in self.paths
-            if not path.stat().st_size
-        )
         builder, settings = FORMATS[self.paths[0].suffix.lower()]
-        if builder == "csv" and (ragged := list(find_ragged_rows(self.paths, self.key))):
-            raise InputError(*ragged)
+        if builder == "csv":
+            raise_problems(find_ragged_rows(self.paths, self.key))
+        names = [glob.escape(str(path)) for path in self.paths]
         try:
             with _quiet():
-                rows = datasets.load_dataset(
-                    builder, data_files=[glob.escape(str(path)) for path in self.paths], split="train", **settings
-                )
+                rows = datasets.load_dataset(builder, data_files=names, split="train", **settings)
+            if builder == "json":
+                rows.data.table.validate(full=True)  # the reader lets through what is not UTF-8
         except Exception as error:
-            found = list(find_faults(self.paths, self.key))
-            raise InputError(*(found or [self._unknown(error)])) from error
+            raise InputError(*(list(find_faults(self.paths, self.key)) or [self._unknown(error)])) from error
+        if not len(rows):
+            raise_problems(find_faults(self.paths, self.key))
         return rows
 
     def place(self, row: int) -> str:
@@ -91,7 +88,7 @@ def find_files(patterns: str | Sequence[str], key: str) -> Files:
     Raises:
         InputError: If one names no file, or the files have several formats or an unknown one.
     """
-    patterns = [patterns] if isinstance(patterns, str) else patterns
+    patterns = [str(Path(pattern).expanduser()) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
     problems: list[Problem] = []
     paths: list[Path] = []
     for pattern in patterns:

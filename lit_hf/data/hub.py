@@ -8,6 +8,8 @@ from pathlib import Path
 import datasets
 import huggingface_hub.constants
 from datasets import Dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi
 
 from lit_hf.errors import InputError, Problem
 
@@ -38,8 +40,20 @@ def read_hub(path: str, name: str | None, revision: str | None) -> Mapping[str, 
     try:
         return datasets.load_dataset(path, name, revision=revision)
     except Exception as error:
-        key = "data.source.name" if isinstance(error, ValueError) and "onfig" in str(error) else "data.source.path"
-        raise InputError(hub_problem(key, path, "dataset", error)) from error
+        if isinstance(error, ValueError) and "onfig" in str(error):
+            cure = "Choose one of its configurations."
+            raise InputError(Problem("data.source.name", f"{path}: {_message(error)}", cure)) from error
+        cause = _ask(path, revision) if isinstance(error, DatasetNotFoundError) else error
+        raise InputError(hub_problem("data.source.path", path, "dataset", cause or error)) from error
+
+
+def _ask(path: str, revision: str | None) -> BaseException | None:
+    """Ask the Hub for a dataset that `datasets` did not find, because it keeps the Hub's answer to itself."""
+    try:
+        HfApi().dataset_info(path, revision=revision)
+    except Exception as error:
+        return error
+    return None
 
 
 def hub_problem(key: str, path: str, kind: str, error: BaseException) -> Problem:
@@ -51,7 +65,7 @@ def hub_problem(key: str, path: str, kind: str, error: BaseException) -> Problem
         kind: What it is: `dataset` or `tokenizer`.
         error: What the library raised.
     """
-    message = next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
+    message = _message(error)
     if is_local(path):
         if not Path(path).is_dir():
             return Problem(key, f"there is no folder {path} (from {Path.cwd()}).", "Check the path.")
@@ -66,6 +80,11 @@ def hub_problem(key: str, path: str, kind: str, error: BaseException) -> Problem
         what = f"{path}: there is no such local folder, and the Hub cannot be reached: {message}"
         return Problem(key, what, "Check the connection, or give a local folder.")
     return Problem(key, f"{path}: no {kind} can be loaded: {message}", "Check the id, and its page on the Hub.")
+
+
+def _message(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(error).__name__
 
 
 def _status(error: BaseException) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def find_faults(paths: Sequence[Path], key: str) -> Iterator[Problem]:
     """
     sound = True
     for path in paths:
-        for problem in islice(_faults(path, key), SHOWN_FAULTS):
+        for problem in islice(_faults(path, key), SHOWN_FAULTS) if path.stat().st_size else [_empty(path, key)]:
             sound = False
             yield problem
     if sound:
@@ -42,7 +43,9 @@ def find_faults(paths: Sequence[Path], key: str) -> Iterator[Problem]:
 def find_ragged_rows(paths: Sequence[Path], key: str) -> Iterator[Problem]:
     """Find the rows of CSV files that have more or fewer fields than the header; pandas fills short ones in silence."""
     for path in paths:
-        yield from islice(_ragged_rows(path, key), SHOWN_FAULTS)
+        # One that is not UTF-8 is left to the reader, whose failure finds the line.
+        with suppress(UnicodeDecodeError):
+            yield from islice(_ragged_rows(path, key), SHOWN_FAULTS)
 
 
 def line_of(paths: Sequence[Path], row: int) -> str:
@@ -87,14 +90,23 @@ def kind_of(value: Any) -> str | None:
 
 def _faults(path: Path, key: str) -> Iterator[Problem]:
     suffix = path.suffix.lower()
-    if suffix in (".parquet", ".arrow"):
-        yield from _damage(path, key)
-        return
-    encoding = list(islice(_undecodable_lines(path), SHOWN_FAULTS))
-    yield from encoding
-    if encoding or suffix == ".txt":
-        return
-    yield from _ragged_rows(path, key) if suffix in (".csv", ".tsv") else _json_faults(path, key)
+    binary = suffix in (".parquet", ".arrow")
+    found = list(islice(_damage(path, key) if binary else _undecodable_lines(path), SHOWN_FAULTS))
+    if not found and suffix in (".csv", ".tsv"):
+        found = list(_ragged_rows(path, key))
+    elif not found and not binary and suffix != ".txt":
+        found = list(_json_faults(path, key))
+    if not found and next(_places(path), None) is None:
+        found = [_empty(path, key)]
+    yield from found
+
+
+def _empty(path: Path, key: str) -> Problem:
+    what = "the file is empty."
+    if path.stat().st_size:
+        header = path.suffix.lower() in (".csv", ".tsv")
+        what = "the file has a header and no rows." if header else "the file has no rows."
+    return Problem(str(path), what, f"Give a file that has rows as {key}.")
 
 
 def _undecodable_lines(path: Path) -> Iterator[Problem]:
@@ -150,7 +162,7 @@ def _json_faults(path: Path, key: str) -> Iterator[Problem]:
     rows: list[tuple[str, Any]] = []
     if _is_one_document(text):
         try:
-            document = _parse(text)
+            document = json.loads(text)
         except json.JSONDecodeError as error:
             yield _bad_json(f"{path}:{error.lineno}", error, key)
             return
@@ -159,7 +171,7 @@ def _json_faults(path: Path, key: str) -> Iterator[Problem]:
     else:
         for number, line in _filled_lines(text):
             try:
-                rows.append((f"{path}:{number}", _parse(line)))
+                rows.append((f"{path}:{number}", json.loads(line)))
             except json.JSONDecodeError as error:
                 yield _bad_json(f"{path}:{number}", error, key)
     yield from _row_faults(rows, key)
@@ -172,24 +184,16 @@ def _filled_lines(text: str) -> Iterator[tuple[int, str]]:
 def _is_one_document(text: str) -> bool:
     """Say whether a JSON file holds one value, over several lines perhaps, rather than one on each line."""
     lines = [line for _, line in islice(_filled_lines(text), 2)]
-    parse = [_parses(line) for line in lines]
-    if len(lines) == 1:
+    if len(lines) < 2:
         return text.lstrip().startswith("[")
-    return not any(parse)
+    return not any(_is_object(line) for line in lines)
 
 
-def _parses(line: str) -> bool:
+def _is_object(line: str) -> bool:
     try:
-        return isinstance(_parse(line), dict)
+        return isinstance(json.loads(line), dict)
     except json.JSONDecodeError:
         return False
-
-
-def _parse(text: str) -> Any:
-    def refuse(name: str) -> None:
-        raise json.JSONDecodeError(f"{name} is no JSON value", text, text.index(name))
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def _bad_json(place: str, error: json.JSONDecodeError, key: str) -> Problem:
@@ -202,9 +206,8 @@ def _row_faults(rows: Sequence[tuple[str, Any]], key: str) -> Iterator[Problem]:
     columns: dict[str, list[tuple[str, Any]]] = {}
     for place, row in rows:
         if not isinstance(row, dict):
-            yield Problem(
-                place, f"a row must be an object, but this is {kind_of(row)}.", 'Write {"column": value, ...}.'
-            )
+            cure = f'Write {{"column": value, ...}}. (The file is {key}.)'
+            yield Problem(place, f"a row must be an object, but this is {kind_of(row)}.", cure)
             continue
         for name, value in row.items():
             columns.setdefault(name, []).append((place, value))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,13 +171,23 @@ def _available(source: Source) -> Mapping[str, Callable[[], Split]]:
         return readers | ({"train": partial(_from_generator, source.generator)} if source.generator else {})
     if not is_local(source.path):
         stored = read_hub(source.path, source.name, source.revision)
-    elif is_saved(source.path):
-        stored = read_saved(source.path)
     else:
-        return {
-            name: partial(_from_files, files, "data.source.path") for name, files in files_by_split(source.path).items()
-        }
+        folder = _folder(source.path)
+        if not is_saved(folder):
+            files = files_by_split(folder)
+            return {name: partial(_from_files, files[name], "data.source.path") for name in files}
+        stored = read_saved(folder)
     return {name: partial(_from_stored, rows, f"{source.path} {name}") for name, rows in stored.items()}
+
+
+def _folder(path: str) -> str:
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise InputError(Problem("data.source.path", f"{path} is a file.", f"Name it as data.source.train: {path}."))
+    if not folder.is_dir():
+        what = f"there is no folder {path} (from {Path.cwd()})."
+        raise InputError(Problem("data.source.path", what, "Check the path."))
+    return str(folder)
 
 
 def _from_files(patterns: str | list[str], key: str) -> Split:

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     run_folder = RunFolder(parser.folder(options))
     folder = export_run(run_folder, options.checkpoint, options.output, options.merge)
-    print(f"Exported to {folder}. Next:\n{next_commands(folder)}")
+    print(f"Exported to {folder}. Next:\n{next_commands(run_folder, folder)}")
 
 
 def export_run(
@@ -65,9 +65,9 @@ def export_run(
     return folder
 
 
-def next_commands(folder: Path) -> str:
-    """Return what to type next: a prediction with lit-hf, and how to load the model without it."""
-    lines = [f'  lit-hf predict {folder} --text "some text"']
+def next_commands(run: RunFolder, folder: Path) -> str:
+    """Return what to type next: a prediction, and for an adapter how to get what transformers' pipeline loads."""
+    lines = [f'  lit-hf predict {folder} --text "..."']
     if is_adapter(folder):
-        lines.append(f"  lit-hf export {folder.parent} --merge   # for transformers' pipeline, which takes no adapter")
+        lines.append(f"  lit-hf export {run.path} --merge  # transformers' pipeline loads no adapter by itself")
     return "\n".join(lines)

@@ -145,6 +145,8 @@ def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: P
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / MANIFEST).stat().st_mode)  # safetensors makes files that only their owner can read
 
 
 def _flush(folder: Path) -> None:

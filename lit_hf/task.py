@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from rich.console import RenderableType
     from torch import Tensor
     from torchmetrics import MetricCollection
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.utils import ModelOutput
 
 Examples = dict[str, list[Any]]
 """A batch of rows as columns, the way `datasets.map(batched=True)` passes it."""
@@ -20,6 +20,18 @@ Batch = dict[str, Any]
 """What a collator returns: tensors of shape [rows, ...], by the name of the model's argument."""
 
 Collator = Callable[[list[dict[str, Any]]], Batch]
+
+
+class Outputs(Protocol):
+    """What a `transformers` model returns, as far as every task's has it.
+
+    Attributes:
+        loss: The mean over the batch's targets, a scalar.
+        logits: Scores, of shape [rows, ...].
+    """
+
+    loss: Tensor
+    logits: Tensor
 
 
 class Sizes(NamedTuple):
@@ -136,7 +148,7 @@ class Task(ABC):
         """Return the task's part of the model's config (`num_labels`, `id2label`, `problem_type`, ...)."""
         return {}
 
-    def forward(self, model: PreTrainedModel, batch: Batch) -> ModelOutput:
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Run the model on a batch with targets.
 
         Args:
@@ -160,7 +172,7 @@ class Task(ABC):
         """The metric that tells the best checkpoint unless the config names one; `loss` is always there."""
         return "loss"
 
-    def update(self, metrics: MetricCollection, outputs: ModelOutput, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch to the metrics.
 
         Args:
@@ -179,6 +191,14 @@ class Task(ABC):
         outputs = self.forward(model, batch)
         self.update(metrics, outputs, batch)
         return outputs.loss
+
+    def report(self, results: Mapping[str, Any]) -> Iterable[RenderableType]:
+        """Return what people should see of an evaluation beside its numbers.
+
+        Args:
+            results: The metrics by name; what is no single number as nested lists.
+        """
+        return ()
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from rich.console import Console
@@ -9,9 +10,6 @@ from rich.table import Table
 
 from lit_hf.cli.runs import bind_task, load_weights, read_checkpoint
 from lit_hf.cli.trainer import TrainerCLI
-from lit_hf.evaluation.report import confusion_table
-
-MAX_LABELS_SHOWN = 12
 
 
 def evaluate(verb: Literal["validate", "test"], cli: TrainerCLI) -> int:
@@ -36,13 +34,12 @@ def evaluate(verb: Literal["validate", "test"], cli: TrainerCLI) -> int:
     return 0
 
 
-def _print(cli: TrainerCLI, metrics: dict[str, float]) -> None:
+def _print(cli: TrainerCLI, metrics: Mapping[str, float]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table("metric", "value", title=f"{cli.run.best}", title_justify="left")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
-    labels = cli.task.labels
-    for name, matrix in cli.model.results.items():
-        if name.endswith("confusion_matrix") and labels is not None and len(labels) <= MAX_LABELS_SHOWN:
-            console.print(confusion_table(matrix, labels))
+    results = {name.partition("/")[2]: value for name, value in cli.model.results.items()}
+    for part in cli.task.report(results):
+        console.print(part)

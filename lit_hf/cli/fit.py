@@ -13,7 +13,6 @@ from lit_hf.checks import monitored
 from lit_hf.cli.runs import load_weights, read_checkpoint
 from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.errors import Problem, raise_problems
-from lit_hf.evaluation.report import confusion_table, majority
 from lit_hf.export.package import export
 
 log = logging.getLogger(__name__)
@@ -29,8 +28,6 @@ FREE_TO_CHANGE = {
     "tracker",
 }
 """Settings that a run may resume with other values of; so may all of `trainer`."""
-
-MAX_LABELS_SHOWN = 12
 
 
 def fit(cli: TrainerCLI) -> int:
@@ -110,18 +107,13 @@ def _finish(cli: TrainerCLI) -> None:
 def _summarize(cli: TrainerCLI, best: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     monitor = monitored(cli.task, cli.config.monitor)
-    metrics = best["results"]
-    value = metrics.get(f"val/{monitor}")
-    confusion, labels = metrics.get("val/confusion_matrix"), cli.task.labels
-    is_table = confusion is not None and labels is not None and isinstance(confusion[0][0], int)
+    results = {name.removeprefix("val/"): value for name, value in best["results"].items()}
     console.print()
-    if is_table and len(labels) <= MAX_LABELS_SHOWN:
-        console.print(confusion_table(confusion, labels))
-    if value is not None:
-        console.print(f"best {monitor:<10} {value:.4f}  (epoch {best['epoch'] + 1}, step {best['global_step']})")
-    if is_table:
-        label, share = majority(confusion, labels)
-        console.print(f"majority class  {share:.4f}  (always {label!r})")
+    if results:
+        for part in cli.task.report(results):
+            console.print(part)
+        at = f"epoch {best['epoch'] + 1}, step {best['global_step']}"
+        console.print(f"best {monitor:<10} {results[monitor]:.4f}  ({at})")
     console.print(f"run             {cli.run.path}")
     console.print(f"export          {cli.run.export}")
     console.print(f"next            lit-hf predict {cli.run.path} --text '...'")

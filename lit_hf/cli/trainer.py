@@ -17,11 +17,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
 from lit_hf.checks import disk_problems, monitor_mode, monitor_problems, monitored
 from lit_hf.cli.config import parse
-from lit_hf.data.datamodule import LitDataModule
+from lit_hf.data.datamodule import LitDataModule, Stage
 from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
 from lit_hf.task import Task
+from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.record import RunRecorder
@@ -133,7 +134,7 @@ class TrainerCLI(LightningCLI):
 
     # before the trainer starts
 
-    def prepare(self, stage: str) -> None:
+    def prepare(self, stage: Stage) -> None:
         """Load and check the data, then check all that can be checked before weights are loaded.
 
         Raises:
@@ -160,7 +161,7 @@ class TrainerCLI(LightningCLI):
         throughput = Throughput()
         own: list[Callback] = [Progress(throughput)]
         if stage == "fit":
-            own += [throughput, StopOnNonFinite(self.run), RunRecorder(self.run, throughput=throughput)]
+            own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run), RunRecorder(self.run, throughput)]
             own += self._checkpoint_callbacks(bool(settings["enable_checkpointing"] in (None, True)))
             if settings["logger"] in (None, True):
                 settings["logger"] = trackers(self.config.tracker, self.run, self.resolved)

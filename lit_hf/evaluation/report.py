@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
+
+MAX_LABELS_SHOWN = 12
+
+
+def confusion_report(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> Iterator[RenderableType]:
+    """Return the confusion matrix as a table, unless it is too large to read, and what guessing would reach."""
+    if len(labels) <= MAX_LABELS_SHOWN:
+        yield confusion_table(confusion, labels)
+    label, share = majority(confusion, labels)
+    yield f"majority class  {share:.4f}  (always {label!r})"
 
 
 def majority(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[str, float]:

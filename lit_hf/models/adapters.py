@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -12,14 +13,12 @@ from transformers import PreTrainedModel
 from lit_hf.errors import Problem
 
 
-def add_adapter(
-    model: PreTrainedModel, adapter: PeftConfig, task_type: str | None, new_weights: Collection[str]
-) -> PeftModel:
+def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new_weights: Collection[str]) -> PeftModel:
     """Wrap a model in an adapter; what is new in the model, its head, trains in full.
 
     Args:
         model: The base model.
-        adapter: How to adapt it; its task type, target modules and head are filled in where they are left out.
+        adapter: A PEFT config; its task type, target modules and head are filled in where they are left out.
         task_type: PEFT's name of the task (`SEQ_CLS`).
         new_weights: Names of the model's weights that no checkpoint has trained.
     """
@@ -32,7 +31,7 @@ def add_adapter(
     return get_peft_model(model, adapter)
 
 
-def _has_default_targets(model: PreTrainedModel, adapter: PeftConfig) -> bool:
+def _has_default_targets(model: PreTrainedModel, adapter: Any) -> bool:
     """Say whether PEFT knows which modules of this architecture the adapter goes to."""
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[adapter.peft_type]
     return model.config.model_type in getattr(tuner, "target_module_mapping", {})

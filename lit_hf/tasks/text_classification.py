@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,13 +13,14 @@ from torch.nn import functional
 
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
 from lit_hf.evaluation.metrics import multi_label_metrics, regression_metrics, single_label_metrics
-from lit_hf.task import Batch, Examples, RowProblem, Task, named_labels
+from lit_hf.evaluation.report import confusion_report
+from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from torch import Tensor
     from torchmetrics import MetricCollection
     from transformers import PreTrainedModel
-    from transformers.utils import ModelOutput
 
 KINDS = {
     "single_label": "single_label_classification",
@@ -91,7 +92,7 @@ class TextClassification(Task):
         """Return the labels and the weights of the classes."""
         return {"labels": self.labels, "class_weights": self.class_weights}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back the labels and the weights of the classes."""
         self.labels, self.class_weights = state["labels"], state["class_weights"]
 
@@ -210,8 +211,9 @@ class TextClassification(Task):
         if len(columns) > 1:
             return [[float(value) for value in values] for values in zip(*columns, strict=True)]
         hot = np.zeros((len(columns[0]), len(self.labels or [])), dtype=np.float32)
-        for row, values in zip(hot, columns[0], strict=True):
-            row[[self._label_id(value) for value in values]] = 1.0
+        for row, values in enumerate(columns[0]):
+            for value in values:
+                hot[row, self._label_id(value)] = 1.0
         return hot.tolist()
 
     # model
@@ -221,7 +223,7 @@ class TextClassification(Task):
         labels = {"num_labels": 1} if self.kind == "regression" else named_labels(self.labels or [])
         return {**labels, "problem_type": KINDS[self.kind]}
 
-    def forward(self, model: PreTrainedModel, batch: Batch) -> ModelOutput:
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the model's output; the loss is its own unless classes are weighted or labels smoothed."""
         if not (self.class_weights or self.label_smoothing):
             return model(**batch)
@@ -251,7 +253,7 @@ class TextClassification(Task):
         """Accuracy, micro F1 for several labels a row, Pearson's correlation for regression."""
         return {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}[self.kind]
 
-    def update(self, metrics: MetricCollection, outputs: ModelOutput, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's probabilities, or its numbers, to the metrics."""
         targets = batch["labels"]
         metrics.update(self._scores(outputs.logits), targets if self.kind == "regression" else targets.long())
@@ -262,6 +264,11 @@ class TextClassification(Task):
         if self.kind == "regression":
             return logits.squeeze(-1)
         return logits.softmax(-1) if self.kind == "single_label" else logits.sigmoid()
+
+    def report(self, results: Mapping[str, Any]) -> Iterator[RenderableType]:
+        """Return the confusion matrix, and the accuracy of guessing, where a row has one label."""
+        if self.kind == "single_label":
+            yield from confusion_report(results["confusion_matrix"], self.labels or [])
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return `label`, `score` and all `scores` a row; `labels` for several labels; `score` alone for a number."""

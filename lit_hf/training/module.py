@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.nn import ModuleDict
 from torch.optim import AdamW
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -70,7 +70,8 @@ class LitModule(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.model: Any = None
-        self.metrics = ModuleDict()
+        self.losses = ModuleDict()  # by split: the mean over targets
+        self.metrics = ModuleDict()  # by split: the task's
         self.results: dict[str, Any] = {}
 
     def check(self) -> list[Problem]:
@@ -82,11 +83,11 @@ class LitModule(LightningModule):
 
     def skeleton(self) -> PreTrainedModel | PeftModel:
         """Return the model on the meta device, its adapter included: modules and shapes without weights."""
-        model = self.base.skeleton(self.task)
+        base = self.base.skeleton(self.task)
         if self.adapter is None:
-            return model
+            return base
         with torch.device("meta"):
-            return add_adapter(model, copy.deepcopy(self.adapter), self.task.peft_task_type, ())
+            return add_adapter(base, copy.deepcopy(self.adapter), self.task.peft_task_type, ())
 
     def configure_model(self) -> None:
         """Build the model, once; Lightning calls this after the data is set up and before each stage."""
@@ -95,16 +96,17 @@ class LitModule(LightningModule):
         model, new_weights = self.base.build(self.task)
         if new_weights:
             log.info("new weights, not in the checkpoint: %s", ", ".join(new_weights))
-        if self.adapter is not None:
-            model = add_adapter(model, self.adapter, self.task.peft_task_type, new_weights)
-        model.config.pad_token_id = self.task.tokenizer.pad_token_id
-        log.info("model: %s", count_parameters(model))
         self.model = model
+        if self.adapter is not None:
+            self.model = add_adapter(model, self.adapter, self.task.peft_task_type, new_weights)
+        model.config.pad_token_id = self.task.tokenizer.pad_token_id
+        log.info("model: %s", count_parameters(self.model))
 
     def setup(self, stage: str) -> None:
         """Make the metrics of the stage's splits."""
         for split in {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            self.metrics[split] = ModuleDict({"loss": MeanMetric(nan_strategy="disable"), "task": self.task.metrics()})
+            self.losses[split] = MeanMetric(nan_strategy="disable")
+            self.metrics[split] = self.task.metrics()
 
     # steps
 
@@ -131,12 +133,12 @@ class LitModule(LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: Batch, split: str) -> None:
-        sizes, metrics = batch["sizes"], self.metrics[split]
+        sizes, metrics = batch["sizes"], cast(MetricCollection, self.metrics[split])
         if sizes.rows == 0:  # keeps the ranks in step where a forward pass communicates; its result is dropped
             self.task.evaluate(self.model, _inputs(batch), self.task.metrics().to(self.device))
             return
-        loss = self.task.evaluate(self.model, _inputs(batch), metrics["task"])
-        metrics["loss"].update(loss.detach().float(), weight=sizes.targets)
+        loss = self.task.evaluate(self.model, _inputs(batch), metrics)
+        cast(MeanMetric, self.losses[split]).update(loss.detach().float(), weight=sizes.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split."""
@@ -147,13 +149,13 @@ class LitModule(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
-        metrics = self.metrics[split]
+        mean, metrics = cast(MeanMetric, self.losses[split]), cast(MetricCollection, self.metrics[split])
         if not self.trainer.sanity_checking:
-            values = {"loss": metrics["loss"].compute(), **metrics["task"].compute()}
+            values = {"loss": mean.compute(), **metrics.compute()}
             self.results = {f"{split}/{name}": value.tolist() for name, value in values.items()}
             self.log_dict({name: value for name, value in self.results.items() if isinstance(value, float)})
-        metrics["loss"].reset()
-        metrics["task"].reset()
+        mean.reset()
+        metrics.reset()
 
     # optimization and checkpoints
 

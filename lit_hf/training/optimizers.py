@@ -82,7 +82,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return the trainable parameters in two groups: with the optimizer's weight decay, and without (biases, norms)."""
     decaying = set(get_parameter_names(model, [nn.LayerNorm], NO_DECAY))
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for name, parameter in named if name in decaying]},
         {"params": [parameter for name, parameter in named if name not in decaying], "weight_decay": 0.0},
     ]

@@ -23,7 +23,7 @@ from lit_hf.run import RunFolder, write_atomically
 _log = logging.getLogger("lit_hf")
 
 _SECONDS_TO_ANSWER = 3.0
-_SECONDS_TO_START = 30.0
+_SECONDS_TO_START = 15.0
 
 
 class MetricsFile(Logger):
@@ -210,6 +210,7 @@ def _try(start: Callable[[str], Any]) -> tuple[Any, str]:
             return None, "there is no API key (wandb login)"
         return start("online"), ""
     except wandb.Error as error:
+        wandb.teardown()  # else the id counts as in use
         return None, str(error).splitlines()[0].rstrip(".")
 
 

@@ -116,7 +116,7 @@ def test_the_longest_text_of_a_model(config, limit):
 
 def test_a_folder_that_is_not_there_names_the_nearest(task, tmp_path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(InputError, match="Did you mean .*/model?"):
+    with pytest.raises(InputError, match=r"Did you mean .*/model\?"):
         Base(str(tmp_path / "modl")).build(task)
 
 
@@ -154,7 +154,9 @@ def test_a_model_loads_from_the_hub_by_id_and_revision(task, tiny_text_model, hu
     assert Base("org/tiny").build(task)[1] == ["classifier.bias", "classifier.weight"]
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "hf auth login"), (403, "gated"), (404, "spelling"), (429, "Wait")])
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "hf auth login"), (403, "gated"), (404, "spelling"), (429, "Wait")]
+)
 def test_what_the_hub_answers_is_told(task, hub, status, words):
     hub.fail("org/absent", status)
     with pytest.raises(InputError, match=words) as caught:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -261,10 +261,14 @@ def test_wandb_can_be_turned_off(run: RunFolder, tmp_path: Path) -> None:
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers, so that there is a network."""
+    """Answers, so that there is a network, and knows no key."""
 
     def do_GET(self) -> None:
         self.send_response(404)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.send_response(401)
         self.end_headers()
 
     def log_message(self, *args: Any) -> None: ...
@@ -272,7 +276,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Server) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -287,12 +291,15 @@ def test_wandb_goes_offline_without_a_prompt_when_there_is_no_key(run: RunFolder
     ]
 
 
-def test_wandb_goes_offline_when_the_key_is_malformed(run: RunFolder, tmp_path: Path, server: str) -> None:
-    kept, lines = fit_with_wandb(run, tmp_path, WANDB_BASE_URL=server, WANDB_API_KEY="too-short")
+def test_wandb_goes_offline_when_the_key_is_refused(run: RunFolder, tmp_path: Path, server: str) -> None:
+    kept, lines = fit_with_wandb(run, tmp_path, WANDB_BASE_URL=server, WANDB_API_KEY=KEY)
 
-    assert kept["offline"] is True
-    assert len(shown(lines)) == 1 and "WANDB_API_KEY invalid" in shown(lines)[0]
-    assert "too-short" not in "\n".join(lines)
+    assert (kept["id"], kept["offline"], kept["config"]) == (run.read_record()["wandb_id"], True, CONFIG)
+    (warning,) = (line for line in lines if "WARNING lit_hf" in line)
+    assert "401" in warning
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert KEY not in "\n".join(lines)
 
 
 def test_csv_asks_nothing_of_the_network(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:

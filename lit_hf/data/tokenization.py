@@ -29,6 +29,8 @@ _SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 
+SMALLEST_VOCABULARY = 256 + len(_SPECIAL_TOKENS)
+
 
 @dataclass
 class TokenizerTraining:
@@ -82,6 +84,10 @@ def load_tokenizer(
     Raises:
         InputError: If there is none, or it cannot be loaded.
     """
+    if settings.train is not None and settings.checkpoint is not None:
+        raise InputError(
+            Problem("data.tokenizer", "a tokenizer is both named and to be trained.", "Leave out checkpoint or train.")
+        )
     if settings.train is not None:
         tokenizer = _trained(settings.train, rows, columns)
     elif settings.checkpoint is not None:
@@ -104,9 +110,14 @@ def load_tokenizer(
 
 def _load(checkpoint: str, revision: str | None, trust_remote_code: bool, key: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise InputError(hub_problem(key, checkpoint, "tokenizer", error)) from error
+    # Where a checkpoint has no tokenizer files, transformers makes one up from the model's type, without a vocabulary.
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+        cure = "Name one (data.tokenizer.checkpoint), or train one (data.tokenizer.train)."
+        raise InputError(Problem(key, f"no tokenizer can be loaded from {checkpoint}: it holds no vocabulary.", cure))
+    return tokenizer
 
 
 def _ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -132,6 +143,9 @@ def _trained(settings: TokenizerTraining, rows: Dataset | None, columns: Sequenc
                 "data.tokenizer.train", "there are no training rows to train a tokenizer on.", "Name data.source.train."
             )
         )
+    if settings.vocab_size < SMALLEST_VOCABULARY:
+        what = f"{settings.vocab_size} tokens are too few for the 256 bytes and {len(_SPECIAL_TOKENS)} special tokens."
+        raise InputError(Problem("data.tokenizer.train.vocab_size", what, f"Give at least {SMALLEST_VOCABULARY}."))
     recipe = [settings.vocab_size, sorted(columns), rows._fingerprint, "byte-level BPE 1"]
     name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE, "lit_hf", "tokenizers", name)

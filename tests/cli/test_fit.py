@@ -1,0 +1,172 @@
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+from safetensors.torch import load_file
+
+from lit_hf.cli.main import main
+from lit_hf.run import RunFolder
+
+WORDS = {"good": ["great", "good", "fine", "very good"], "bad": ["bad", "poor", "dull", "very bad"]}
+
+
+def write_rows(path, repeat):
+    rows = [
+        {"text": f"the {thing} was {word}" + " indeed" * (number % 4), "label": label}
+        for number in range(repeat)
+        for thing in ("film", "plot")
+        for label, words in WORDS.items()
+        for word in words
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tiny_text_model):
+    """A working directory with data and a config that trains a tiny model in seconds."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "train.jsonl", 6)
+    write_rows(tmp_path / "validation.jsonl", 2)
+    write_rows(tmp_path / "test.jsonl", 1)
+    config = {
+        "name": "tiny",
+        "task": {"class_path": "TextClassification"},
+        "model": {
+            "checkpoint": str(tiny_text_model),
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+        },
+        "data": {
+            "source": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
+            "batch_size": 8,
+        },
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def fit(*options):
+    return main(["fit", "-c", "tiny.yaml", *options])
+
+
+def metrics(name="tiny"):
+    with RunFolder(f"runs/{name}").metrics.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_a_folder_that_says_everything_about_it(folder, capsys):
+    assert fit() == 0
+    run = RunFolder("runs/tiny")
+    record, config = run.read_record(), run.read_config()
+    assert record["state"] == "finished"
+    assert record["steps"] == 2 * 12
+    assert record["parameters"]["total"] == record["parameters"]["trainable"]
+    assert config["data"]["batch_size"] == 8
+    assert {path.name for path in run.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    losses = [float(row["train/loss"]) for row in metrics() if row["train/loss"]]
+    assert losses[-1] < losses[0]
+    best = torch.load(run.best, weights_only=True)
+    exported = load_file(run.export / "model.safetensors")
+    assert all(torch.equal(value, best["state_dict"][f"model.{name}"]) for name, value in exported.items())
+    shown = capsys.readouterr().out
+    assert f"best accuracy   {record['best']['value']:.4f}" in shown
+    assert "majority class  0.5000" in shown
+    assert "lit-hf predict runs/tiny" in shown
+
+
+def test_validation_of_the_run_gives_the_metrics_that_were_logged(folder, capsys):
+    fit()
+    logged = {row["epoch"]: row for row in metrics() if row["val/loss"]}
+    best = max(float(row["val/accuracy"]) for row in logged.values())
+    capsys.readouterr()
+    assert main(["validate", "runs/tiny"]) == 0
+    assert f"{best:.4f}" in capsys.readouterr().out
+    assert main(["test", "-c", "tiny.yaml"]) == 0
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_trained_again_and_goes_on_with_more_epochs(folder, capsys):
+    fit()
+    assert fit() == 0
+    assert "is finished already" in capsys.readouterr().err
+    assert fit("--trainer.max_epochs", "3") == 0
+    record = RunFolder("runs/tiny").read_record()
+    assert record["steps"] == 3 * 12
+    steps = [int(row["step"]) for row in metrics()]
+    assert steps == sorted(steps)
+
+
+def test_a_run_is_not_resumed_with_other_settings(folder, capsys):
+    fit("--trainer.max_epochs", "1")
+    assert fit("--trainer.max_epochs", "2", "--data.batch_size", "4", "--task.label_smoothing", "0.1") == 2
+    told = capsys.readouterr().err
+    assert "data.batch_size: the run 'tiny' was started with 8, now it is 4." in told
+    assert "task.init_args.label_smoothing" in told
+    assert RunFolder("runs/tiny").read_config()["data"]["batch_size"] == 8
+
+
+def test_a_run_that_ends_by_steps_is_validated_and_exported(folder):
+    assert fit("--trainer.max_steps", "3") == 0
+    record = RunFolder("runs/tiny").read_record()
+    assert record["steps"] == 3
+    assert (RunFolder("runs/tiny").export / "model.safetensors").is_file()
+
+
+class Poison(Callback):
+    """Spoils the weights at a step, as a bad batch on a bad day does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            pl_module.model.classifier.weight.data.fill_(float("nan"))
+
+
+def test_nan_ends_the_run_with_the_last_good_checkpoint(folder, capsys):
+    poison = [{"class_path": f"{__name__}.Poison", "init_args": {"step": 15}}]
+    (folder / "poison.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": poison}}))
+    assert fit("-c", "poison.yaml", "--name", "tiny") == 3
+    told = capsys.readouterr().err
+    assert "step 16" in told
+    assert str(RunFolder("runs/tiny").last) in told
+    for path in (RunFolder("runs/tiny").best, RunFolder("runs/tiny").last):
+        kept = torch.load(path, weights_only=True)
+        assert kept["global_step"] == 12
+        assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    assert RunFolder("runs/tiny").read_record()["state"] == "failed"
+
+
+def test_early_stopping_stops(folder):
+    assert fit("--patience", "1", "--trainer.max_epochs", "30", "--model.optimizer.lr", "0") == 0
+    assert RunFolder("runs/tiny").read_record()["epochs"] < 5
+
+
+def test_every_problem_is_told_at_once_and_nothing_is_started(folder, capsys):
+    (folder / "train.jsonl").write_text('{"text": "good", "label": "a"}\n{"text": null, "label": null}\n')
+    assert fit("--monitor", "acuracy", "--data.max_length", "99", "--task.label", "lable") == 2
+    assert "lable" in capsys.readouterr().err
+    assert not (folder / "runs" / "tiny" / "config.yaml").exists()
+
+
+def test_an_adapter_trains_and_exports_alone_or_merged(folder):
+    lora = {"model": {"adapter": {"class_path": "peft.LoraConfig", "init_args": {"r": 2}}}}
+    (folder / "lora.yaml").write_text(yaml.safe_dump(lora))
+    assert fit("-c", "lora.yaml", "--name", "lora") == 0
+    assert (RunFolder("runs/lora").export / "adapter_model.safetensors").is_file()
+    assert RunFolder("runs/lora").read_record()["parameters"]["trainable"] < 1000
+    assert fit("-c", "lora.yaml", "--name", "merged", "--merge", "true") == 0
+    assert (RunFolder("runs/merged").export / "model.safetensors").is_file()
+
+
+def test_predictions_come_from_the_export(folder, capsys):
+    fit()
+    capsys.readouterr()
+    assert main(["predict", "runs/tiny", "--input", "test.jsonl", "--output", "out.jsonl"]) == 0
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    predicted = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in predicted] == [row["text"] for row in rows]
+    assert all("score" in row for row in predicted)

@@ -122,8 +122,14 @@ class LitDataModule(LightningDataModule):
             raise InputError(Problem(f"data.source.{missing}", f"there is no {missing} split.", cure))
         if stage == "fit" and "validation" not in splits:
             logger.warning("There is no validation split, so nothing tells which checkpoint is the best.")
-        raise_problems(check_columns(splits, self.task))
-        self._bind(loaded.get("train", splits[missing]).rows, stage)
+        train_rows = loaded.get("train", splits[missing]).rows
+        problems = list(check_columns(splits, self.task))
+        if not problems or self.tokenizer_settings.train is None:
+            problems += self._load_tokenizer(train_rows)
+        raise_problems(problems)
+        learns = stage == "fit" or self.task.labels is None
+        self.labels = self.task.learn_labels(train_rows) if learns else self.task.labels
+        self.task.bind(self.tokenizer, self.labels)
         raise_problems(check_rows(splits, self.task))
         for name, split in splits.items():
             self.splits[name] = split
@@ -141,9 +147,10 @@ class LitDataModule(LightningDataModule):
         learns = self.task.labels is None or (self.tokenizer is None and self.tokenizer_settings.train is not None)
         return ("train", *_NEEDED[stage]) if learns and stage != "fit" else _NEEDED[stage]
 
-    def _bind(self, train_rows: Dataset, stage: Stage) -> None:
-        if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(
+    def _load_tokenizer(self, train_rows: Dataset) -> Sequence[Problem]:
+        """Load or train the tokenizer, unless that is done, and return what keeps it from being loaded."""
+        try:
+            self.tokenizer = self.tokenizer or load_tokenizer(
                 self.tokenizer_settings,
                 train_rows,
                 self.task.input_columns,
@@ -152,9 +159,9 @@ class LitDataModule(LightningDataModule):
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
             )
-        learns = stage == "fit" or self.task.labels is None
-        self.labels = self.task.learn_labels(train_rows) if learns else self.task.labels
-        self.task.bind(self.tokenizer, self.labels)
+        except InputError as error:
+            return error.problems
+        return ()
 
     def prepare_data(self) -> None:
         """Prepare on one process of each machine, so that the others find everything in the cache."""

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_hf.cli import words
-from lit_hf.cli.reading import CONFIG_SUFFIXES, Value, read_file
+from lit_hf.cli.reading import CONFIG_SUFFIXES, Value, is_remote, read_file
 from lit_hf.cli.schema import Option, UnknownClassError, class_options, find_class, suggest
 from lit_hf.cli.secrets import find_secrets
 from lit_hf.errors import InputError, Problem
@@ -95,8 +95,9 @@ class Checker:
 
     def _read_inner_file(self, key: str, value: Value) -> Value | None:
         """Read a block that is in a file of its own: `model: model.yaml`, relative to the file that says so."""
+        path = value.content if is_remote(value.content) else value.folder() / value.content
         try:
-            inner, repeated = read_file(value.folder() / value.content)
+            inner, repeated = read_file(path)
         except InputError as error:
             self.problems.extend(error.problems)
             return None

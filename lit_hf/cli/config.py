@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
@@ -13,6 +15,7 @@ from lit_hf.cli.blocks import Checker
 from lit_hf.cli.help import requested_help
 from lit_hf.cli.reading import read_file, read_option
 from lit_hf.cli.schema import known_classes, read_options, required_keys
+from lit_hf.cli.words import is_closed
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
 
 logger = logging.getLogger("lit_hf")
@@ -40,9 +43,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     if asked := requested_help(parser, argv):
         print(asked, end="")
         raise SystemExit(0)
-    # Lightning switches the reading of remote configs on; a config can name code to run.
-    set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
-    parser.exit_on_error = False
+    _configure(parser)
     notes = check(parser, argv)
     try:
         config = parser.parse_args(list(argv))
@@ -51,6 +52,44 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     for note in notes:
         logger.info(note)
     return config
+
+
+def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """Make the objects of a parsed config.
+
+    Raises:
+        InputError: If a class does not take its parameters' values together.
+        Exception: What else a class raised itself, without what jsonargparse wrapped it in.
+    """
+    try:
+        return parser.instantiate_classes(config)
+    except Exception as error:
+        cause = _unwrap(error)
+        if isinstance(cause, TypeError | ValueError):
+            raise InputError(Problem("", str(cause).strip())) from error
+        raise cause from None
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """Return the error below those that jsonargparse raised because of it."""
+    while error.__cause__ is not None and error.__traceback__ is not None:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__")).startswith("jsonargparse."):
+            break
+        error = error.__cause__
+    return error
+
+
+def _configure(parser: ArgumentParser) -> None:
+    parser.exit_on_error = False
+    bases = {base for option in read_options(parser).leaves() for base in option.bases}
+    set_parsing_settings(
+        # Lightning switches the reading of remote configs on; a config can name code to run.
+        config_read_mode_fsspec_enabled=False,
+        config_read_mode_urls_enabled=False,
+        # jsonargparse takes no subclass of a dataclass by class_path unless it is told to; quantization configs are.
+        subclasses_enabled=[base for base in bases if is_dataclass(base) and not is_closed(base)],
+    )
 
 
 def check(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:

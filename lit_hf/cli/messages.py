@@ -31,10 +31,10 @@ def install(debug: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PlainFormatter(coloured(sys.stderr)))
     logging.getLogger("lit_hf").setLevel(logging.INFO)
-    # Lightning adds a handler of its own only where the root has none: with this one, all goes through our filter.
     root = logging.getLogger()
     root.handlers = [old for old in root.handlers if not isinstance(old.formatter, _PlainFormatter)]
     root.addHandler(handler)
+    _take_over("lightning")
     if not debug:
         handler.addFilter(_wanted)
         _quieten_libraries()
@@ -49,6 +49,21 @@ def print_error(text: str) -> None:
     """Print why the command failed."""
     prefix = f"{RED}error:{RESET}" if coloured(sys.stderr) else "error:"
     print(f"{prefix} {text}", file=sys.stderr)
+
+
+def _take_over(name: str) -> None:
+    """Leave a library's messages to the root's handler, though the library adds one of its own when it is imported."""
+    previous = logging.getLoggerClass()
+    logging.setLoggerClass(_LoggerWithoutHandlers)
+    try:
+        logging.getLogger(name).handlers.clear()
+    finally:
+        logging.setLoggerClass(previous)
+
+
+class _LoggerWithoutHandlers(logging.Logger):
+    def addHandler(self, hdlr: logging.Handler) -> None:
+        """Add nothing."""
 
 
 class _PlainFormatter(logging.Formatter):

@@ -75,20 +75,25 @@ def read_file(path: str | Path) -> tuple[Value, list[Problem]]:
 
 
 def read_option(text: str) -> Value:
-    """Read the value of a command line option: text, or a mapping or list written as YAML."""
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            if isinstance(node, MappingNode | SequenceNode):
-                converted = _Converter("", []).convert(node)
-                return Value(converted.content, "", text)
-        except (yaml.YAMLError, InputError):
-            pass  # It may be plain text; if it is not, the type check tells.
-    return Value(_load_scalar(text), "", text)
+    """Read the value of a command line option: a scalar, or a mapping or list written as YAML."""
+    scalar = _load_scalar(text)
+    if not isinstance(scalar, dict | list):
+        return Value(scalar, "", text)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = _Converter("", []).convert(node).content if node else None
+    except (yaml.YAMLError, InputError):
+        content = text  # It may be plain text; where it is not, the type check tells.
+    return Value(content, "", text)
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a path leads to another machine."""
+    return "://" in path
 
 
 def _read_text(path: Path, shown: str) -> str:
-    if "://" in shown:
+    if is_remote(shown):
         what = f"{shown} is not read: a config can name code to run, so it must be a file on this machine."
         raise InputError(Problem("--config", what, "Download it, and look at it."))
     try:
@@ -122,7 +127,8 @@ def _compose(text: str, file: str) -> Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        what = "; ".join(part for part in (error.context, error.problem) if part)
+        start = f" from line {error.context_mark.line + 1} on" if error.context_mark else ""
+        what = "; ".join(part for part in (f"{error.context}{start}" if error.context else "", error.problem) if part)
         hint = "Indent with spaces, not tabs." if "\\t" in str(error.problem) else ""
         raise InputError(Problem(place, f"this is not YAML: {what}.", hint)) from None
     except yaml.YAMLError as error:

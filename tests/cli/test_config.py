@@ -1,0 +1,400 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_hf.cli.config import instantiate, parse
+from lit_hf.errors import InputError
+
+TASK = "task: {class_path: TextClassification, init_args: {text: sentence}}\n"
+
+
+def problems(parser, *files, options=()):
+    """Write the files, parse them with the options, and return what is said to be wrong."""
+    with pytest.raises(InputError) as caught:
+        parse(parser, [*write(*files), *options])
+    return [(problem.where, problem.what, problem.cure) for problem in caught.value.problems]
+
+
+def write(*files):
+    arguments = []
+    for name, text in zip("abc", files, strict=False):
+        Path(f"{name}.yaml").write_text(text, encoding="utf-8")
+        arguments += ["-c", f"{name}.yaml"]
+    return arguments
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(folder):
+    return folder
+
+
+def test_all_problems_of_files_and_options_are_told_at_once(parser):
+    with pytest.raises(InputError) as caught:
+        parse(
+            parser,
+            [
+                *write(
+                    "task:\n"
+                    "  class_path: TextClassification\n"
+                    "  init_args: {txt: sentence}\n"
+                    "model:\n"
+                    "  optimzer: {class_path: torch.optim.AdamW}\n"
+                    "  dtype: bfloat\n"
+                    "data:\n"
+                    "  source: {trian: a.csv}\n"
+                    "  batch_size: many\n",
+                    "trainer:\n  max_epoch: 3\n  callbacks:\n  - class_path: EarlyStopping\n"
+                    "    init_args: {monitor: loss, patiense: 3}\n",
+                ),
+                "--trainer.max_step=10",
+                "--patience",
+                "soon",
+            ],
+        )
+    assert caught.value.exit_code == 2
+    assert str(caught.value).splitlines() == [
+        "9 problems:",
+        "1. task.init_args.txt (a.yaml:3): there is no such key.",
+        "    Did you mean 'text'? There is: class_weights, join, kind, label, label_smoothing, labels, text.",
+        "2. model.optimzer (a.yaml:5): there is no such key.",
+        "    Did you mean 'optimizer'? There is: adapter, attention, checkpoint, config, dtype, optimizer, "
+        "quantization, revision, schedule, trust_remote_code.",
+        "3. model.dtype (a.yaml:6): expected one of float32, bfloat16, float16, auto, found 'bfloat'.",
+        "    Did you mean 'bfloat16'?",
+        "4. data.source.trian (a.yaml:8): there is no such key.",
+        "    Did you mean 'train'? There is: generator, limit, name, path, revision, test, train, validation, "
+        "validation_share.",
+        "5. data.batch_size (a.yaml:9): expected a whole number, found 'many'.",
+        "6. trainer.max_epoch (b.yaml:2): there is no such key.",
+        "    Did you mean 'max_epochs'?",
+        "7. trainer.callbacks[0].init_args.patiense (b.yaml:5): there is no such key.",
+        "    Did you mean 'patience'? There is: check_finite, check_on_train_epoch_end, divergence_threshold, "
+        "log_rank_zero_only, min_delta, mode, monitor, patience, stopping_threshold, strict, verbose.",
+        "8. trainer.max_step: there is no such key.",
+        "    Did you mean 'max_steps'?",
+        "9. patience: expected a whole number or null, found 'soon'.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what", "cure"),
+    [
+        ("trainer: {max_epochs: foo}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found 'foo'", ""),
+        ("trainer: {max_epochs: 2.5}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found 2.5", ""),
+        ("trainer: {max_epochs: true}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found true", ""),
+        ("trainer: {max_epochs: [1, 2]}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found [1, 2]", ""),
+        ("data: {batch_size: null}", "data.batch_size (a.yaml:2)", "a whole number, found null", ""),
+        ("data: {source: {validation_share: a}}", "data.source.validation_share (a.yaml:2)", "a number, found 'a'", ""),
+        ("merge: maybe", "merge (a.yaml:2)", "true or false, found 'maybe'", ""),
+        ("name: 2024", "name (a.yaml:2)", "text or null, found 2024", 'Put it in quotes: "2024".'),
+        ("tracker: wandbb", "tracker (a.yaml:2)", "one of csv, tensorboard, wandb, found 'wandbb'", "'wandb'?"),
+        (
+            "data: {source: {limit: {train: few}}}",
+            "data.source.limit (a.yaml:2)",
+            "a whole number, a mapping (name: a whole number) or null, found {train: few}",
+            "",
+        ),
+        (
+            "model: {optimizer: {init_args: {lr: fast}}}",
+            "model.optimizer.init_args.lr (a.yaml:2)",
+            "a number, found 'fast'",
+            "",
+        ),
+        (
+            "model: {adapter: {class_path: peft.LoraConfig, init_args: {r: x}}}",
+            "model.adapter.init_args.r (a.yaml:2)",
+            "a whole number, found 'x'",
+            "",
+        ),
+        ("model: {attention: {a: b}}", "model.attention (a.yaml:2)", "text or null, found {a: b}", ""),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(parser, text, where, what, cure):
+    ((found_where, found_what, found_cure),) = problems(parser, TASK + text + "\n")
+    assert (found_where, found_what) == (where, f"expected {what}.")
+    assert found_cure.endswith(cure) and bool(found_cure) == bool(cure)
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what", "cure"),
+    [
+        ("batch_size: 3", "batch_size (a.yaml:2)", "there is no such key.", "Did you mean 'data.batch_size'?"),
+        ("model: {lr: 3}", "model.lr (a.yaml:2)", "there is no such key.", None),
+        ("data:\n", "data (a.yaml:2)", "is empty.", "Indent the keys that belong to it, or remove it."),
+        ("data: [1]", "data (a.yaml:2)", "expected a block of keys, found [1].", ""),
+        (
+            "data: {checkpoint: bert}",
+            "data.checkpoint (a.yaml:2)",
+            "always follows model.checkpoint.",
+            "Set model.checkpoint instead.",
+        ),
+        (
+            "data: {task: TextClassification}",
+            "data.task (a.yaml:2)",
+            "always follows task.",
+            "Set task instead.",
+        ),
+        (
+            "trainer.max_epoch: 3",
+            "trainer.max_epoch (a.yaml:2)",
+            "there is no such key.",
+            "Did you mean 'max_epochs'?",
+        ),
+        (
+            "model: {optimizer: {class_path: torch.optim.AdamW, lr: 3}}",
+            "model.optimizer.lr (a.yaml:2)",
+            "does not belong here.",
+            "Put it under init_args.",
+        ),
+        (
+            "model: {adapter: {init_args: {r: 3}}}",
+            "model.adapter (a.yaml:2)",
+            "class_path is missing.",
+            "Name the class: model.adapter.class_path.",
+        ),
+        (
+            "model: {adapter: {class_path: peft.LoRAConfig}}",
+            "model.adapter (a.yaml:2)",
+            "peft has no 'LoRAConfig'.",
+            "Did you mean 'LoraConfig'?",
+        ),
+        (
+            "model: {adapter: {class_path: pefft.LoraConfig}}",
+            "model.adapter (a.yaml:2)",
+            "pefft.LoraConfig cannot be imported: there is no module 'pefft'.",
+            "Did you mean 'LoraConfig'?",
+        ),
+        (
+            "model: {optimizer: {class_path: torch.nn.Linear, init_args: {lr: 1}}}",
+            "model.optimizer (a.yaml:2)",
+            "torch.nn.Linear is not a Optimizer.",
+            None,
+        ),
+        (
+            "trainer: {callbacks: EarlyStopping}",
+            "trainer.callbacks (a.yaml:2)",
+            "EarlyStopping needs 'monitor': text.",
+            "",
+        ),
+        (
+            "data: {tokenizer: {train: {vocab: 3}}}",
+            "data.tokenizer.train.vocab (a.yaml:2)",
+            "there is no such key.",
+            None,
+        ),
+    ],
+)
+def test_a_wrong_key_or_class_is_told_with_its_cure(parser, text, where, what, cure):
+    ((found_where, found_what, found_cure),) = problems(parser, TASK + text + "\n")
+    assert (found_where, found_what) == (where, what)
+    assert cure is None or found_cure == cure
+
+
+def test_an_unknown_task_names_the_nearest_and_all(parser):
+    ((where, what, cure),) = problems(parser, "task: {class_path: TextClasification, init_args: {no: matter}}\n")
+    assert (where, what) == ("task (a.yaml:1)", "there is no Task named 'TextClasification'.")
+    assert cure.startswith("Did you mean 'TextClassification'? There is: ") and "TextClassification" in cure[35:]
+
+
+def test_a_missing_task_names_those_there_are(parser):
+    ((where, what, cure),) = problems(parser, "name: x\n")
+    assert (where, what) == ("task", "is missing.")
+    assert "TextClassification" in cure
+
+
+def test_abbreviated_unknown_and_stray_options_are_refused(parser):
+    found = problems(
+        parser,
+        TASK,
+        options=["--trainer.max_epoch", "3", "--task.lable=x", "stray", "--data.batch_size", "--nam=x"],
+    )
+    assert [problem[:2] for problem in found] == [
+        ("stray", "is not an option."),
+        ("data.batch_size", "the value is missing."),
+        ("trainer.max_epoch", "there is no such key."),
+        ("task.init_args.lable", "there is no such key."),
+        ("nam", "there is no such key."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (
+            "trainer: {logger: {class_path: WandbLogger, init_args: {api_key: SECRET}}}",
+            "trainer.logger.init_args.api_key",
+        ),
+        ("model: {token: SECRET}", "model.token"),
+        ("model: {checkpoint: hf_SECRETabcdefghijklmnopq}", "model.checkpoint"),
+        ("model: {config: {model_type: bert, auth_token: SECRET}}", "model.config.auth_token"),
+        ("hub_token: SECRET", "hub_token"),
+    ],
+)
+def test_a_secret_is_refused_and_never_shown(parser, text, where):
+    with pytest.raises(InputError) as caught:
+        parse(parser, write(TASK + text + "\n"))
+    assert [problem.where for problem in caught.value.problems] == [f"{where} (a.yaml:2)"]
+    assert "SECRET" not in str(caught.value)
+    assert "hf auth login" in str(caught.value)
+
+
+def test_a_secret_option_is_refused_and_never_shown(parser):
+    with pytest.raises(InputError) as caught:
+        parse(parser, [*write(TASK), "--model.checkpoint", "hf_SECRETabcdefghijklmnopq", "--token=SECRET"])
+    assert [problem.where for problem in caught.value.problems] == ["model.checkpoint", "token"]
+    assert "SECRET" not in str(caught.value)
+
+
+def test_unreadable_files_are_told_together_and_nothing_is_guessed_missing(parser):
+    found = problems(parser, "a: [\n", "- 1\n", options=["-c", "https://x.org/a.yaml", "-c", "aa.yaml"])
+    assert [problem[0] for problem in found] == ["a.yaml:2:1", "b.yaml", "--config", "--config"]
+    assert found[2][1].startswith("https://x.org/a.yaml is not read:")
+    assert found[3][1:] == ("there is no file aa.yaml.", "Did you mean a.yaml?")
+
+
+def test_later_files_and_options_win_and_blocks_merge(parser):
+    config = parse(
+        parser,
+        [
+            *write(
+                TASK + "data: {batch_size: 8, max_length: 64}\ntrainer: {max_steps: 5}\n",
+                "task: {init_args: {label: y}}\ndata: {batch_size: 16}\n",
+            ),
+            "--trainer.max_steps",
+            "10",
+            "--model.optimizer.lr",
+            "1e-3",
+            "--task.text=review",
+            "--data.tokenizer.train.vocab_size=500",
+        ],
+    )
+    assert config.task.class_path.endswith("TextClassification")
+    assert (config.task.init_args.text, config.task.init_args.label) == ("review", "y")
+    assert (config.data.batch_size, config.data.max_length, config.trainer.max_steps) == (16, 64, 10)
+    assert config.model.optimizer.init_args.lr == 0.001
+    assert config.data.tokenizer.train.vocab_size == 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--task", "TextClassification"],
+        ["--task=TextClassification", "--task.init_args.label", "y"],
+        ["--task.class_path=TextClassification", "--task.label", "y"],
+        ['--task={"class_path": "TextClassification"}'],
+        ["--task", "lit_hf.tasks.TextClassification"],
+        ["--task=TextClassification", "--model.adapter=peft.LoraConfig", "--model.adapter.target_modules+=query"],
+        ["--task=TextClassification", "--trainer.callbacks+=TQDMProgressBar", "--trainer.logger", "false"],
+        ["--task=TextClassification", "--trainer.devices=[0, 1]", "--trainer.strategy", "ddp"],
+        ["--task=TextClassification", "--trainer.limit_train_batches=1e-1", "--trainer.max_time", "00:12:00:00"],
+        ["--task=TextClassification", "--data.source.limit", '{"train": 10}', "--name", "123"],
+    ],
+)
+def test_the_short_forms_of_jsonargparse_work(parser, arguments):
+    assert parse(parser, arguments).task.class_path.endswith("TextClassification")
+
+
+def test_another_class_drops_the_parameters_it_does_not_take_and_says_so(parser, caplog):
+    files = (
+        TASK + "model: {optimizer: {class_path: torch.optim.SGD, init_args: {momentum: 0.5, lr: 0.2}}}\n",
+        "model: {optimizer: {class_path: torch.optim.AdamW, init_args: {weight_decay: 0.3}}}\n",
+    )
+    with caplog.at_level("INFO", "lit_hf"):
+        config = parse(parser, write(*files))
+    assert config.model.optimizer.class_path == "torch.optim.AdamW"
+    assert (config.model.optimizer.init_args.lr, config.model.optimizer.init_args.weight_decay) == (0.2, 0.3)
+    assert "momentum" not in config.model.optimizer.init_args
+    assert caplog.messages == [
+        "model.optimizer: torch.optim.AdamW does not take momentum of the earlier class; left out."
+    ]
+
+
+def test_a_parameter_of_the_earlier_class_is_wrong_in_the_later_block(parser):
+    (problem,) = problems(
+        parser,
+        TASK + "model: {optimizer: {class_path: torch.optim.SGD, init_args: {momentum: 0.5}}}\n",
+        "model: {optimizer: {class_path: torch.optim.AdamW, init_args: {momentum: 0.3}}}\n",
+    )
+    assert problem[0] == "model.optimizer.init_args.momentum (b.yaml:1)"
+
+
+def test_a_block_may_be_in_a_file_of_its_own(parser, folder):
+    (folder / "parts").mkdir()
+    (folder / "parts" / "model.yaml").write_text("checkpoint: bert\ndtype: bfloat16\n")
+    (folder / "parts" / "bad.yaml").write_text("dtyp: bfloat16\n")
+    assert parse(parser, write(TASK + "model: parts/model.yaml\n")).model.checkpoint == "bert"
+    (problem,) = problems(parser, TASK + "model: parts/bad.yaml\n")
+    assert problem[:2] == ("model.dtyp (parts/bad.yaml:1)", "there is no such key.")
+
+
+def test_the_printed_config_parses_to_the_same_config(parser, capsys):
+    files = write(
+        TASK
+        + "model:\n"
+        + "  checkpoint: bert\n"
+        + "  adapter: {class_path: peft.LoraConfig, init_args: {r: 4, target_modules: [query, value]}}\n"
+        + "  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 2.0e-4}}\n"
+        + "data: {source: {train: [a.csv, b.csv], limit: {train: 9}}, tokenizer: {train: {vocab_size: 99}}}\n"
+        + "trainer: {gradient_clip_val: null, callbacks: [{class_path: TQDMProgressBar}]}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        parse(parser, [*files, "--print_config"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["model"]["adapter"]["init_args"]["r"] == 4
+    first = parse(parser, files).as_dict()
+    second = parse(parser, write(printed)).as_dict()
+    del first["config"], second["config"]
+    assert second == first
+
+
+def test_a_quantization_config_is_given_by_class_path(parser):
+    text = (
+        TASK + "model: {quantization: {class_path: transformers.BitsAndBytesConfig, init_args: {load_in_4bit: true}}}\n"
+    )
+    config = parse(parser, write(text))
+    assert config.model.quantization.class_path.endswith("BitsAndBytesConfig")
+    assert config.model.quantization.init_args.load_in_4bit is True
+
+
+def test_a_remote_config_is_refused_even_as_a_block(parser):
+    (problem,) = problems(parser, TASK + "model: https://x.org/model.yaml\n")
+    assert "is not read" in problem[1]
+
+
+def test_what_a_class_raises_is_told_without_what_jsonargparse_wraps_it_in(parser, folder, monkeypatch):
+    (folder / "raising_tasks.py").write_text(
+        "from lit_hf.errors import InputError, Problem\n"
+        "from lit_hf.tasks import TextClassification\n"
+        "class Refusing(TextClassification):\n"
+        "    def __init__(self):\n"
+        "        raise InputError(Problem('task.text', 'is bad.'))\n"
+        "class Failing(TextClassification):\n"
+        "    def __init__(self):\n"
+        "        raise RuntimeError('no disk')\n"
+        "class Wrong(TextClassification):\n"
+        "    def __init__(self, low: int = 1):\n"
+        "        raise ValueError('low is too low')\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(InputError, match=r"^task\.text: is bad\.$"):
+        instantiate(parser, parse(parser, ["--task", "raising_tasks.Refusing"]))
+    with pytest.raises(RuntimeError, match=r"^no disk$"):
+        instantiate(parser, parse(parser, ["--task", "raising_tasks.Failing"]))
+    with pytest.raises(InputError, match=r"^low is too low$"):
+        instantiate(parser, parse(parser, ["--task", "raising_tasks.Wrong"]))
+
+
+def test_a_class_s_missing_parameter_is_told_and_may_come_from_another_file(parser, folder, monkeypatch):
+    (folder / "needy_tasks.py").write_text(
+        "from lit_hf.tasks import TextClassification\n"
+        "class Needy(TextClassification):\n"
+        "    def __init__(self, first: str, second: int, third: float = 0.5):\n"
+        "        super().__init__()\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    needy = "task: {class_path: needy_tasks.Needy, init_args: {second: 2}}\n"
+    assert problems(parser, needy) == [("task (a.yaml:1)", "Needy needs 'first': text.", "")]
+    config = parse(parser, write(needy, "task: {init_args: {first: one}}\n"))
+    assert config.task.init_args.as_dict() == {"first": "one", "second": 2, "third": 0.5}

@@ -114,13 +114,27 @@ def _differences(splits: Mapping[str, Split], needed: Sequence[str]) -> Iterator
     (first_name, first), *others = splits.items()
     for name, split in others:
         for column in needed:
-            if column in first.rows.column_names and column in split.rows.column_names:
-                kind, expected = (_kind(each.rows.features[column]) for each in (split, first))
-                if kind != expected and "null" not in (kind, expected):
-                    what = (
-                        f"column {column!r} holds {kind} in the {name} split, but {expected} in the {first_name} split."
-                    )
-                    yield Problem(split.key, what, "Write both in one way.")
+            if column not in first.rows.column_names or column not in split.rows.column_names:
+                continue
+            kind, expected = (_kind(each.rows.features[column]) for each in (split, first))
+            if kind == expected or "null" in (kind, expected):
+                continue
+            texts = {"text": split, "numbers": first}[kind] if {kind, expected} == {"text", "numbers"} else None
+            odd = None if texts is None else next(_no_numbers(texts, column), None)
+            what = f"column {column!r} holds {kind} in the {name} split, but {expected} in the {first_name} split"
+            if texts is not None and odd is not None:
+                yield Problem(texts.place(odd), f"{what}; here it is {texts.rows[odd][column]!r:.60}.", "Mend the row.")
+            else:
+                yield Problem(split.key, f"{what}.", "Write both in one way.")
+
+
+def _no_numbers(split: Split, column: str) -> Iterator[int]:
+    """Yield the rows whose text is no number: one empty field of a CSV file makes text of a column of numbers."""
+    for row, text in enumerate(split.rows[column]):
+        try:
+            float(text)
+        except ValueError:
+            yield row
 
 
 def _kind(feature: Any) -> str:

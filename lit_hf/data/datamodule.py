@@ -59,6 +59,7 @@ class LitDataModule(LightningDataModule):
         lengths: Their lengths in tokens.
         tokenizer: The tokenizer, once prepared.
         labels: Label names by id, once prepared; None where the task has none.
+        longest_input: The longest input that the model takes, set by whoever knows the model; None is no limit.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class LitDataModule(LightningDataModule):
         self.seed = seed
         self.tokenizer: Any = None
         self.labels: list[str] | None = None
+        self.longest_input: int | None = None
         self.splits: dict[str, Split] = {}
         self.encoded: dict[str, Dataset] = {}
         self.lengths: dict[str, Lengths] = {}
@@ -127,6 +129,8 @@ class LitDataModule(LightningDataModule):
         if not problems or self.tokenizer_settings.train is None:
             problems += self._load_tokenizer(train_rows)
         raise_problems(problems)
+        if self.max_length is None and self.longest_input is not None:
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, self.longest_input)
         learns = stage == "fit" or self.task.labels is None
         self.labels = self.task.learn_labels(train_rows) if learns else self.task.labels
         self.task.bind(self.tokenizer, self.labels)
@@ -174,6 +178,8 @@ class LitDataModule(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Return the training batches of this rank."""
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return self._loader("train", self.batch_size, "sorted")  # the same batches in every epoch
         return self._loader("train", self.batch_size, "grouped" if self.group_by_length else "shuffled")
 
     def val_dataloader(self) -> BatchLoader | list[Any]:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import Hasher
@@ -22,6 +21,7 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from lit_hf.data.batching import row_lengths
+from lit_hf.data.cache import cache_folder
 from lit_hf.run import write_atomically
 from lit_hf.task import Task
 
@@ -71,8 +71,7 @@ def encode(rows: Dataset, task: Task, name: str, num_proc: int | None = None) ->
     Returns:
         The encoded rows, which are read from disk as they are needed, and their lengths.
     """
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "lit_hf", "encoded", fingerprint(rows, task))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder("encoded") / fingerprint(rows, task)
     record_file = folder / "record.json"
     with FileLock(f"{folder}.lock"):
         reused = record_file.is_file()
@@ -108,11 +107,12 @@ def fingerprint(rows: Dataset, task: Task) -> str:
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        content = json.loads(backend.to_str())
         # Left over from the last call, and set anew by the next.
-        content["truncation"] = content["padding"] = None
+        backend.no_truncation()
+        backend.no_padding()
+        content = backend.to_str()
     else:
-        content = sorted(tokenizer.get_vocab().items())
+        content = json.dumps(sorted(tokenizer.get_vocab().items()))
     settings = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
     sides = [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

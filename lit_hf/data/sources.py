@@ -217,7 +217,7 @@ def _from_generator(generator: Callable[[], Iterator[dict[str, Any]]]) -> Split:
 def _read(source: Source, available: Mapping[str, Callable[[], Split]], name: str) -> Split | None:
     """Read a split of the source, None where it has none; an empty one is an error."""
     called = getattr(source, name) if source.path is not None else None
-    if called is not None and called not in available:
+    if called is not None and (isinstance(called, list) or called not in available):
         raise InputError(
             Problem(f"data.source.{name}", f"{source.path} has no split {called!r}.", nearest(str(called), available))
         )

@@ -7,15 +7,14 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lit_hf.data.cache import cache_folder
 from lit_hf.data.hub import hub_problem
 from lit_hf.errors import InputError, Problem
 
@@ -148,8 +147,7 @@ def _trained(settings: TokenizerTraining, rows: Dataset | None, columns: Sequenc
         raise InputError(Problem("data.tokenizer.train.vocab_size", what, f"Give at least {SMALLEST_VOCABULARY}."))
     recipe = [settings.vocab_size, sorted(columns), rows._fingerprint, "byte-level BPE 1"]
     name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "lit_hf", "tokenizers", name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder("tokenizers") / name
     with FileLock(f"{folder}.lock"):
         if not (folder / "tokenizer_config.json").is_file():
             tokenizer = train_tokenizer(_texts(rows, columns), settings.vocab_size)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
@@ -58,8 +59,30 @@ def test_a_column_of_another_kind_in_validation_is_told(write_jsonl: Write) -> N
 
     (problem,) = check(source, None, "train", "validation")
 
+    assert problem.where == f"{source.train}:1"
+    what = "column 'label' holds numbers in the validation split, but text in the train split; here it is 'x'."
+    assert problem.what == what
+
+
+def test_the_same_numbers_as_text_in_validation_are_told(write_jsonl: Write) -> None:
+    train, other = ([{"text": "a", "label": label}] for label in (0, "0"))
+    source = Source(train=write_jsonl("train.jsonl", train), validation=write_jsonl("dev.jsonl", other))
+
+    (problem,) = check(source, None, "train", "validation")
+
     assert problem.where == "data.source.validation"
-    assert problem.what == "column 'label' holds numbers in the validation split, but text in the train split."
+    assert problem.what == "column 'label' holds text in the validation split, but numbers in the train split."
+
+
+def test_an_empty_csv_field_that_makes_text_of_numbers_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1\n")
+    (tmp_path / "dev.csv").write_text("text,label\na,0\nb,1\nc,\n")
+    source = Source(train=str(tmp_path / "train.csv"), validation=str(tmp_path / "dev.csv"))
+
+    (problem,) = check(source, None, "train", "validation")
+
+    assert problem.where == f"{tmp_path / 'dev.csv'}:4"
+    assert problem.what.endswith("here it is ''.")
 
 
 def test_ids_of_named_classes_are_like_plain_numbers() -> None:

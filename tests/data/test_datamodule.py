@@ -206,14 +206,16 @@ class Counting(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer(folder: Path) -> Trainer:
+def trainer(folder: Path, **settings: object) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return Trainer(max_epochs=2, accelerator="cpu", devices=1, default_root_dir=folder, num_sanity_val_steps=0, **quiet)
+    return Trainer(
+        max_epochs=2, accelerator="cpu", devices=1, default_root_dir=folder, num_sanity_val_steps=0, **quiet, **settings
+    )
 
 
 def test_lightning_fits_validates_and_tests_on_it(source: Source, tiny_text_model: Path, tmp_path: Path) -> None:
@@ -228,6 +230,17 @@ def test_lightning_fits_validates_and_tests_on_it(source: Source, tiny_text_mode
     epochs = [[ids for kind, number, ids in model.seen if (kind, number) == ("train", epoch)] for epoch in (0, 1)]
     assert epochs[0] != epochs[1]
     assert [number for kind, number, _ in model.seen if kind == "test"] == [3]
+
+
+def test_overfitting_on_a_batch_has_the_same_one_in_every_epoch(
+    source: Source, tiny_text_model: Path, tmp_path: Path
+) -> None:
+    model = Counting()
+
+    trainer(tmp_path, overfit_batches=1).fit(model, datamodule=module(source, tiny_text_model, batch_size=8))
+
+    one, two = [ids for kind, _, ids in model.seen if kind == "train"]
+    assert one == two
 
 
 def test_what_the_task_finds_names_the_column(source: Source, tiny_text_model: Path) -> None:

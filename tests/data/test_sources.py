@@ -215,6 +215,14 @@ def test_a_split_that_the_source_does_not_have_is_told_with_the_nearest(tmp_path
     assert "Did you mean 'validation'?" in problem
 
 
+def test_several_names_of_one_split_are_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", 2)
+
+    (problem,) = problems(Source(path=str(tmp_path), train=["train", "dev"]))
+
+    assert problem.startswith("data.source.train: ")
+
+
 def test_a_file_is_no_folder(ten: str) -> None:
     assert problems(Source(path=ten)) == [f"data.source.path: {ten} is a file. Name it as data.source.train: {ten}."]
 

@@ -54,8 +54,7 @@ class Checker:
     def check_option(self, key: str, value: Value) -> None:
         """Check an option of the command line."""
         self._check_secrets(key, value)
-        if key not in self._secrets:
-            self._check_key(self._options, key, value)
+        self._check_key(self._options, key, value)
 
     def check_required_parameters(self) -> None:
         """Check that the classes that were chosen have all the parameters they need."""

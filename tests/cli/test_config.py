@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import fsspec
 import pytest
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.errors import InputError
+from lit_hf.task import Task
 
 TASK = "task: {class_path: TextClassification, init_args: {text: sentence}}\n"
 
@@ -398,3 +401,28 @@ def test_a_class_s_missing_parameter_is_told_and_may_come_from_another_file(pars
     assert problems(parser, needy) == [("task (a.yaml:1)", "Needy needs 'first': text.", "")]
     config = parse(parser, write(needy, "task: {init_args: {first: one}}\n"))
     assert config.task.init_args.as_dict() == {"first": "one", "second": 2, "third": 0.5}
+
+
+def test_a_later_list_replaces_the_earlier_one(parser):
+    early = "trainer: {callbacks: [TQDMProgressBar, {class_path: EarlyStopping, init_args: {patience: 2}}]}\n"
+    assert problems(parser, TASK + early)[0][1] == "EarlyStopping needs 'monitor': text."
+    config = parse(parser, write(TASK + early, "trainer: {callbacks: [TQDMProgressBar]}\n"))
+    assert [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks] == ["TQDMProgressBar"]
+
+
+def test_what_only_jsonargparse_finds_is_told_in_one_sentence_too():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Task, "task")
+    with pytest.raises(InputError) as caught:
+        parse(parser, ["--task", "os.getcwd"])
+    (problem,) = caught.value.problems
+    assert problem.where == "task"
+    assert "os.getcwd" in problem.what and "\n" not in problem.what
+
+
+def test_jsonargparse_itself_reads_no_remote_config(parser):
+    with fsspec.open("memory://a.yaml", "w") as file:
+        file.write(TASK)
+    parse(parser, write(TASK))
+    with pytest.raises(ArgumentError):
+        parser.parse_args(["-c", "memory://a.yaml"])

@@ -69,7 +69,8 @@ def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:
 def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
     """Bind a run's task to what the run learnt from its data: labels and tokenizer."""
     cli.task.load_state_dict(checkpoint["task"])
-    cli.task.bind(AutoTokenizer.from_pretrained(cli.run.tokenizer, trust_remote_code=False))
+    cli.datamodule.tokenizer = AutoTokenizer.from_pretrained(cli.run.tokenizer, trust_remote_code=False)
+    cli.task.bind(cli.datamodule.tokenizer)
 
 
 def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best") -> LoadedRun:

@@ -19,6 +19,7 @@ from lit_hf.checks import disk_problems, monitor_mode, monitor_problems, monitor
 from lit_hf.cli.config import parse
 from lit_hf.data.datamodule import LitDataModule, Stage
 from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
+from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
 from lit_hf.task import Task
@@ -140,6 +141,7 @@ class TrainerCLI(LightningCLI):
         Raises:
             InputError: With everything that is wrong.
         """
+        self.datamodule.longest_input = self.model.longest_input
         self.datamodule.prepare(stage)
         raise_problems([*self.model.check(), *self._run_problems(stage)])
         self._set_seed()  # so that the weights are the same whether the data came from the cache or not
@@ -151,8 +153,9 @@ class TrainerCLI(LightningCLI):
         problems = list(monitor_problems(self.task, monitor, has_validation, config.patience))
         if stage == "fit":
             self.run.create()
-            size = count_parameters(self.model.skeleton())
-            problems += disk_problems(self.run.path, *size)
+            skeleton = self.model.skeleton()
+            problems += disk_problems(self.run.path, *count_parameters(skeleton))
+            problems += export_problems(skeleton, config.merge)
         return problems
 
     def make_trainer(self, stage: str) -> Trainer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from torchmetrics import MeanSquaredError, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -19,6 +21,33 @@ from torchmetrics.classification import (
     MultilabelPrecision,
     MultilabelRecall,
 )
+
+
+class MeanLoss(Metric):
+    """The mean loss over targets of all batches and ranks; NaN stays NaN.
+
+    torchmetrics' own MeanMetric either drops NaN or, with `nan_strategy="disable"`, ignores the weights (1.9).
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    targets: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("targets", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, targets: int) -> None:
+        """Add a batch whose loss is a mean over that many targets."""
+        self.total += loss.double() * targets
+        self.targets += targets
+
+    def compute(self) -> Tensor:
+        """Return the mean; NaN where there was no target."""
+        return (self.total / self.targets).float()
 
 
 def single_label_metrics(num_labels: int) -> MetricCollection:

@@ -71,7 +71,7 @@ def export(
     logger.info("exported the %s to %s; reloaded, its outputs differ by %.1g at most", what, folder, difference)
 
 
-def check(model: PreTrainedModel, merge: bool) -> list[Problem]:
+def check(model: PreTrainedModel | PeftModel, merge: bool) -> list[Problem]:
     """Return what stands against an export; call it before training, so that it does not come up at its end."""
     if not isinstance(model, PeftModel):
         return []
@@ -85,7 +85,7 @@ def check(model: PreTrainedModel, merge: bool) -> list[Problem]:
     return []
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
+def _plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model
 
 

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNBOUNDED = int(1e9)
-"""A tokenizer without a limit of its own has a `model_max_length` above this."""
-
 
 @dataclass
 class Base:
@@ -91,7 +88,9 @@ class Base:
         values = self.pretrained_config.to_dict() | task.model_kwargs()
         if self.checkpoint is None:
             values |= _tokenizer_values(task.tokenizer)
-        return type(self.pretrained_config).from_dict(values)
+        config = type(self.pretrained_config).from_dict(values)
+        config.name_or_path = self.checkpoint or ""
+        return config
 
     def build(self, task: Task) -> tuple[PreTrainedModel, list[str]]:
         """Load or initialise the model for a task, in training mode.
@@ -143,6 +142,11 @@ class Base:
     def _auto_class(self, task: Task) -> Any:
         return getattr(transformers, task.auto_class)
 
+    @property
+    def longest_input(self) -> int | None:
+        """The longest input in tokens, or None where positions have no fixed limit."""
+        return max_positions(self.pretrained_config)
+
     def problems(self, task: Task) -> Iterator[Problem]:
         """Find what is wrong between config, task and tokenizer, without loading weights."""
         config = self.pretrained_config
@@ -155,13 +159,6 @@ class Base:
                 "data.tokenizer",
                 f"the tokenizer has {words:,} tokens, the model's vocabulary only {vocabulary:,}.",
                 "Use the tokenizer of the checkpoint: leave data.tokenizer.checkpoint out.",
-            )
-        limit, length = max_positions(config), task.tokenizer.model_max_length
-        if limit is not None and limit < length < UNBOUNDED:
-            yield Problem(
-                "data.max_length",
-                f"{length:,} tokens are longer than the model takes: {limit:,}.",
-                f"Set data.max_length to {limit} or less.",
             )
 
     def _fits(self, task: Task) -> bool:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features
 from torch.nn import functional
 
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
-from lit_hf.evaluation.metrics import multi_label_metrics, regression_metrics, single_label_metrics
 from lit_hf.evaluation.report import confusion_report
 from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
 
 if TYPE_CHECKING:
+    from datasets import Dataset, Features
     from rich.console import RenderableType
     from torch import Tensor
     from torchmetrics import MetricCollection
@@ -243,6 +242,9 @@ class TextClassification(Task):
 
     def metrics(self) -> MetricCollection:
         """Return accuracy, F1 and their like, or correlations for regression."""
+        # prediction needs no metrics, and importing them takes two seconds
+        from lit_hf.evaluation.metrics import multi_label_metrics, regression_metrics, single_label_metrics
+
         if self.kind == "regression":
             return regression_metrics()
         build = single_label_metrics if self.kind == "single_label" else multi_label_metrics
@@ -292,6 +294,8 @@ class TextClassification(Task):
 
 def _names(features: Features, column: str) -> list[str] | None:
     """Return a ClassLabel's names; that of the items where the column holds lists."""
+    from datasets import ClassLabel
+
     feature = features.get(column)
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, ClassLabel) else None

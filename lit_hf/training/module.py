@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -14,11 +15,12 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.nn import ModuleDict
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lit_hf.errors import InputError, Problem
+from lit_hf.evaluation.metrics import MeanLoss
 from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapters import adapter_problems, add_adapter
 from lit_hf.models.loading import Base
@@ -76,10 +78,25 @@ class LitModule(LightningModule):
 
     def check(self) -> list[Problem]:
         """Find what is wrong with the settings, before weights are loaded; the task must be bound."""
-        problems = [*self.schedule.problems(), *self.base.problems(self.task)]
+        problems = [*self.schedule.problems(), *self.base.problems(self.task), *self._length_problems()]
         if self.adapter is not None and not problems:
             problems += adapter_problems(self.adapter, self.base.skeleton(self.task))
         return problems
+
+    @property
+    def longest_input(self) -> int | None:
+        """The longest input in tokens; the virtual tokens of prompt learning take their part of the positions."""
+        limit = self.base.longest_input
+        return None if limit is None else limit - (getattr(self.adapter, "num_virtual_tokens", None) or 0)
+
+    def _length_problems(self) -> Iterator[Problem]:
+        limit, length = self.longest_input, self.task.tokenizer.model_max_length
+        if limit is not None and limit < length:
+            yield Problem(
+                "data.max_length",
+                f"{length:,} tokens are longer than the model takes: {limit:,}.",
+                f"Set data.max_length to {limit} or less, or leave it out.",
+            )
 
     def skeleton(self) -> PreTrainedModel | PeftModel:
         """Return the model on the meta device, its adapter included: modules and shapes without weights."""
@@ -98,6 +115,7 @@ class LitModule(LightningModule):
             log.info("new weights, not in the checkpoint: %s", ", ".join(new_weights))
         self.model = model
         if self.adapter is not None:
+            self.adapter.revision = self.base.revision
             self.model = add_adapter(model, self.adapter, self.task.peft_task_type, new_weights)
         model.config.pad_token_id = self.task.tokenizer.pad_token_id
         log.info("model: %s", count_parameters(self.model))
@@ -105,7 +123,7 @@ class LitModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Make the metrics of the stage's splits."""
         for split in {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            self.losses[split] = MeanMetric(nan_strategy="disable")
+            self.losses[split] = MeanLoss()
             self.metrics[split] = self.task.metrics()
 
     # steps
@@ -138,7 +156,7 @@ class LitModule(LightningModule):
             self.task.evaluate(self.model, _inputs(batch), self.task.metrics().to(self.device))
             return
         loss = self.task.evaluate(self.model, _inputs(batch), metrics)
-        cast(MeanMetric, self.losses[split]).update(loss.detach().float(), weight=sizes.targets)
+        cast(MeanLoss, self.losses[split]).update(loss.detach(), sizes.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split."""
@@ -149,7 +167,7 @@ class LitModule(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
-        mean, metrics = cast(MeanMetric, self.losses[split]), cast(MetricCollection, self.metrics[split])
+        mean, metrics = cast(MeanLoss, self.losses[split]), cast(MetricCollection, self.metrics[split])
         if not self.trainer.sanity_checking:
             values = {"loss": mean.compute(), **metrics.compute()}
             self.results = {f"{split}/{name}": value.tolist() for name, value in values.items()}

@@ -49,6 +49,8 @@ class Schedule:
         Raises:
             InputError: If the schedule needs an end and there is none.
         """
+        if total_steps < 0:  # what Lightning answers for a loader without a length
+            total_steps = math.inf
         needs_end = self.name != "constant" or 0 < self.warmup < 1
         if math.isinf(total_steps) and needs_end:
             raise InputError(

@@ -23,7 +23,10 @@ STEPS, BATCH, WARMUP = 50, 8, 5
 RATES = {"full": 2e-4, "lora": 5e-3}
 
 SUBJECTS = ["the film", "this long story", "an old song", "every scene", "her first book"]
-VERDICTS = {"good": ["is a joy", "moves and delights", "could not be better"], "bad": ["bores", "is a mess", "drags on"]}
+VERDICTS = {
+    "good": ["is a joy", "moves and delights", "could not be better"],
+    "bad": ["bores", "is a mess", "drags on"],
+}
 PLACES = ["", "from start to end", "in a way that one remembers for a long time", "again"]
 
 

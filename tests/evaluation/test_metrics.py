@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from lit_hf.evaluation.metrics import multi_label_metrics, regression_metrics, single_label_metrics
+from lit_hf.evaluation.metrics import MeanLoss, multi_label_metrics, regression_metrics, single_label_metrics
 
 
 def in_batches(metrics, predictions, targets, size=7):
@@ -66,3 +66,12 @@ def test_regression_metrics_equal_scipy():
         "mse": sk.mean_squared_error(targets, predictions),
     }
     assert ours == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_mean_loss_weighs_batches_by_their_targets_and_keeps_nan():
+    loss = MeanLoss()
+    loss.update(torch.tensor(0.7), 2)
+    loss.update(torch.tensor(0.6), 3)
+    assert loss.compute().item() == pytest.approx(0.64)
+    loss.update(torch.tensor(float("nan")), 1)
+    assert loss.compute().isnan()

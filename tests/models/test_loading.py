@@ -90,11 +90,6 @@ def test_a_number_of_labels_beside_other_names_is_refused(task):
     assert "the data has 3: bad, good, none" in found["model.config.num_labels"].what
 
 
-def test_text_longer_than_the_model_takes_is_refused(task, tiny_text_model):
-    task.tokenizer.model_max_length = 65
-    assert problems(Base(str(tiny_text_model)), task)["data.max_length"].cure == "Set data.max_length to 64 or less."
-
-
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(task, tiny_text_model):
     task.tokenizer.add_tokens(["new"])
     assert "the model's vocabulary only" in problems(Base(str(tiny_text_model)), task)["data.tokenizer"].what

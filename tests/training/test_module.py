@@ -1,0 +1,113 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from peft import LoraConfig, PromptTuningConfig
+from transformers import AutoTokenizer
+
+from lit_hf.task import Sizes
+from lit_hf.tasks import TextClassification
+from lit_hf.training.module import LitModule
+
+TEXTS = ["good film", "bad plot and very dull", "great", "not good", "poor"]
+LABELS = [1, 0, 1, 0, 0]
+
+
+def batches(task, sizes, filler=False):
+    """Batches as our loader makes them; the last may be a filler."""
+    encoded = task.encode({"text": TEXTS, "label": LABELS})
+    rows = [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
+    made, start = [], 0
+    for size in sizes:
+        made.append({**task.collator()(rows[start : start + size]), "sizes": Sizes(size, 0, 0, size)})
+        start += size
+    if filler:
+        made.append({**made[0], "sizes": Sizes(0, 0, 0, 0)})
+    return torch.utils.data.DataLoader(made, batch_size=None)
+
+
+@pytest.fixture
+def task(tiny_text_model):
+    task = TextClassification(labels=["bad", "good"])
+    task.bind(AutoTokenizer.from_pretrained(tiny_text_model))
+    return task
+
+
+def trainer(**settings):
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+
+
+def validated(task, folder, sizes, filler=False):
+    torch.manual_seed(0)
+    module = LitModule(task, str(folder))
+    return trainer().validate(module, batches(task, sizes, filler), verbose=False)[0]
+
+
+def test_the_validation_loss_is_the_mean_over_rows_whatever_the_batches(task, tiny_text_model):
+    whole = validated(task, tiny_text_model, [5])
+    assert validated(task, tiny_text_model, [2, 2, 1]) == pytest.approx(whole, abs=1e-6)
+    assert whole["val/accuracy"] * 5 == pytest.approx(round(whole["val/accuracy"] * 5))
+
+
+def test_a_filler_batch_counts_nowhere(task, tiny_text_model):
+    assert validated(task, tiny_text_model, [2, 3], filler=True) == validated(task, tiny_text_model, [2, 3])
+
+
+def test_training_lowers_the_loss_in_training_mode(task, tiny_text_model):
+    module = LitModule(task, str(tiny_text_model), optimizer=lambda p: torch.optim.AdamW(p, lr=0.02))
+    modes = []
+    module.training_step, step = lambda *a: (modes.append(module.model.training), step(*a))[1], module.training_step
+    before = validated(task, tiny_text_model, [5])["val/loss"]
+    run = trainer(max_epochs=10)
+    run.fit(module, batches(task, [3, 2]), batches(task, [5]))
+    assert run.callback_metrics["val/loss"].item() < before / 2
+    assert modes == [True] * 20
+
+
+def test_the_learning_rate_is_that_of_the_step(task, tiny_text_model):
+    module = LitModule(task, str(tiny_text_model), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    run = trainer(max_steps=3)
+    run.fit(module, batches(task, [2, 3]))
+    # linear, warm-up of a tenth of three steps is one step: 0, then 0.1, then half of it
+    assert run.callback_metrics["train/lr"].item() == pytest.approx(0.05)
+
+
+def test_labels_travel_in_the_checkpoint(task, tiny_text_model, tmp_path):
+    module = LitModule(task, str(tiny_text_model))
+    run = trainer()
+    run.validate(module, batches(task, [5]), verbose=False)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other = TextClassification()
+    LitModule(other, str(tiny_text_model)).on_load_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=True))
+    assert other.labels == ["bad", "good"]
+
+
+def test_problems_of_all_parts_are_found_before_weights_load(task, tiny_text_model):
+    task.tokenizer.model_max_length = 65
+    module = LitModule(task, str(tiny_text_model))
+    module.schedule.warmup = -1
+    assert [problem.where for problem in module.check()] == ["model.schedule.warmup", "data.max_length"]
+    module.schedule.warmup = 0.1
+    task.tokenizer.model_max_length = 64
+    module.adapter = LoraConfig(target_modules=["absent"])
+    assert [problem.where for problem in module.check()] == ["model.adapter.init_args.target_modules"]
+    assert module.model is None
+
+
+def test_virtual_tokens_take_their_part_of_the_positions(task, tiny_text_model):
+    assert LitModule(task, str(tiny_text_model)).longest_input == 64
+    adapter = PromptTuningConfig(num_virtual_tokens=10)
+    assert LitModule(task, str(tiny_text_model), adapter=adapter).longest_input == 54
+
+
+def test_the_skeleton_counts_like_the_model(task, tiny_text_model):
+    module = LitModule(task, str(tiny_text_model), adapter=LoraConfig(r=2))
+    skeleton = module.skeleton()
+    module.configure_model()
+    assert sum(p.numel() for p in skeleton.parameters()) == sum(p.numel() for p in module.model.parameters())

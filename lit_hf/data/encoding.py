@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,8 +75,7 @@ def encode(rows: Dataset, task: Task, name: str, num_proc: int | None = None) ->
     with FileLock(f"{folder}.lock"):
         reused = record_file.is_file()
         if not reused:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             encoded = _encode(rows, task, folder / "rows.arrow", num_proc or _default_processes(len(rows)))
             files = [Path(file["filename"]).name for file in encoded.cache_files]
             record = {"files": files, "cut": _count_cut(rows, encoded, task)}

@@ -18,7 +18,7 @@ from lit_hf.data.reading import find_faults, find_ragged_rows, line_of
 from lit_hf.errors import InputError, Problem, raise_problems
 
 # `NA` and `null` in a CSV file are text like any other.
-_CSV = {"na_filter": False, "keep_default_na": False}
+_CSV = {"na_filter": False}
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lit_hf.data.batching import BatchLoader, BatchOrder, count_sizes, row_lengths
+from lit_hf.data.batching import FILLER, BatchLoader, BatchOrder, count_sizes, row_lengths
 from lit_hf.task import Sizes
 
 LENGTHS = np.random.default_rng(0).integers(1, 100, size=203)
@@ -70,7 +70,7 @@ def test_grouped_batches_are_in_random_order_after_the_longest() -> None:
     longest = [LENGTHS[batch].max() for batch in BatchOrder(LENGTHS, 8, "grouped")]
 
     assert longest[0] == max(longest[:-1])
-    assert longest[1:] != sorted(longest[1:], reverse=True)
+    assert longest[1:-1] != sorted(longest[1:-1], reverse=True)
 
 
 def test_evaluation_has_the_longest_rows_first_and_repeats_none() -> None:
@@ -119,8 +119,8 @@ def test_a_batch_carries_what_was_counted_in_it(num_workers: int) -> None:
     first, last = loader
 
     assert first["input_ids"].tolist() == [[5] * 5, [4] * 4 + [0], [3] * 3 + [0] * 2, [2] * 2 + [0] * 3]
-    assert first["sizes"] == Sizes(rows=4, tokens=14, padded_tokens=20, targets=4)
-    assert last["sizes"] == Sizes(rows=3, tokens=4, padded_tokens=6, targets=3)
+    assert first["sizes"] == Sizes(rows=4, tokens=14, padded_tokens=20, targets=4, step_targets=4)
+    assert last["sizes"] == Sizes(rows=3, tokens=4, padded_tokens=6, targets=3, step_targets=3)
 
 
 def test_a_rank_without_rows_left_gets_a_filler_that_counts_nothing() -> None:
@@ -128,7 +128,7 @@ def test_a_rank_without_rows_left_gets_a_filler_that_counts_nothing() -> None:
 
     assert [[batch["sizes"].rows for batch in batches] for batches in ranks] == [[2, 1], [2, 0]]
     assert ranks[1][1]["input_ids"].tolist() == ranks[0][1]["input_ids"].tolist()
-    assert ranks[1][1]["sizes"] == Sizes(0, 0, 0, 0)
+    assert ranks[1][1]["sizes"] == FILLER
 
 
 def test_ids_are_counted_over_all_ranks_once_whatever_the_world_size() -> None:
@@ -180,3 +180,10 @@ def test_lengths_are_those_of_the_chosen_rows() -> None:
     assert row_lengths(rows).tolist() == [1, 2, 3]
     assert row_lengths(rows.select([2, 0])).tolist() == [3, 1]
     assert row_lengths(Dataset.from_dict({"pixels": [1, 2]})).tolist() == [1, 1]
+
+
+def test_the_targets_of_a_step_are_those_of_its_accumulated_batches() -> None:
+    rows = Dataset.from_dict({"input_ids": [[1]] * 10, "labels": [0] * 10})
+    loader = BatchLoader(rows, default_data_collator, BatchOrder([1] * 10, 4, "sorted"), accumulate=2)
+
+    assert [batch["sizes"].step_targets for batch in loader] == [8, 8, 2]

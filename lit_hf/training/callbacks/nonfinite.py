@@ -85,7 +85,7 @@ class StopOnNonFinite(Callback):
         """Raise on every rank where one rank has a loss that is not finite, so that no rank waits for the others."""
         values = torch.stack([loss.float() for *_, loss in self._losses]).tolist() if self._losses else []
         bad = next((index for index, value in enumerate(values) if not math.isfinite(value)), None)
-        if bad is None:
+        if trainer.strategy.reduce_boolean_decision(bad is None, all=True):
             self._losses.clear()
         elif bad is None:
             step, epoch = trainer.global_step, trainer.current_epoch + 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import default_data_collator
 
 from lit_hf.data.batching import FILLER, BatchLoader, BatchOrder, count_sizes, row_lengths
 from lit_hf.task import Sizes

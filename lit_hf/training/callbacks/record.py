@@ -46,7 +46,7 @@ class RunRecorder(Callback):
         self.run = run
         self.throughput = throughput
         self.fingerprints = dict(fingerprints or {})
-        self._started = 0.0
+        self._started: float | None = None  # only on rank zero
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Record the start and its surroundings, before anything large is loaded."""
@@ -99,7 +99,7 @@ class RunRecorder(Callback):
         self._end(trainer, "preempted" if told_to_stop else "failed", error)
 
     def _end(self, trainer: Trainer, state: str, error: dict[str, str] | None) -> None:
-        if not trainer.is_global_zero or not self._started:
+        if self._started is None:
             return
         self.run.update_record(
             state=state,

@@ -84,6 +84,15 @@ def test_a_log_has_a_line_for_each_epoch_and_each_validation(tmp_path: Path) -> 
     ]
 
 
+def test_the_best_is_the_least_where_less_is_better(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path, monitor="val/loss", mode="min")
+    module = TinyModule(val_losses=[0.6, 0.2, 0.4])
+
+    lines = show(tmp_path, io.StringIO(), module, callbacks=[best], enable_checkpointing=True, max_epochs=3)
+
+    assert [line.endswith("(best so far)") for line in lines[1::2]] == [True, True, False]
+
+
 def test_a_log_has_no_control_characters(tmp_path: Path) -> None:
     stream = io.StringIO()
 

@@ -164,13 +164,13 @@ def test_a_resumed_run_keeps_its_earlier_starts(run: RunFolder) -> None:
 
 
 def test_a_resumed_run_drops_the_logged_rows_of_steps_it_does_again(run: RunFolder) -> None:
-    for number, stop_at in enumerate((6, None)):
+    for number, stop_at in enumerate((7, None)):
         callbacks = [Do(stop_at, _fail)] if stop_at else []
         settings = {"logger": [MetricsFile(run)], "ckpt_path": run.last if number else None}
         if stop_at:
             with pytest.raises(RuntimeError):
                 fit(run, None, *callbacks, **settings)
-            assert run.metrics.read_text().count("\n") == 1 + 5
+            assert run.metrics.read_text().count("\n") == 1 + 6
         else:
             fit(run, None, **settings)
 

@@ -42,12 +42,14 @@ class Sizes(NamedTuple):
         tokens: Tokens that are not padding.
         padded_tokens: Tokens, padding included.
         targets: Targets that the loss is a mean over: labelled tokens, or rows where a row has one label.
+        step_targets: Targets of all the batches on this rank that make one optimizer step, this one among them.
     """
 
     rows: int
     tokens: int
     padded_tokens: int
     targets: int
+    step_targets: int
 
 
 class RowProblem(NamedTuple):

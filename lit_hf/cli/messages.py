@@ -93,6 +93,7 @@ def _rank() -> int:
 
 def _quieten_libraries() -> None:
     quiet = {
+        "TOKENIZERS_PARALLELISM": "true",  # or it warns of every loader worker
         "TRANSFORMERS_VERBOSITY": "error",
         "DATASETS_VERBOSITY": "error",
         "POSSIBLE_USER_WARNINGS": "off",  # Lightning's advice

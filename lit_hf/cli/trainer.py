@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
 from lit_hf.checks import disk_problems, monitor_mode, monitor_problems, monitored
-from lit_hf.cli.config import parse
+from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
-from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
+from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
@@ -69,6 +69,7 @@ class TrainerCLI(LightningCLI):
 
     Args:
         arguments: The options after the verb.
+        verb: The verb, as its help names it.
 
     Attributes:
         run: The run's folder.
@@ -79,21 +80,20 @@ class TrainerCLI(LightningCLI):
         InputError: With everything that is wrong in the config.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = list(arguments)
+    def __init__(self, arguments: Sequence[str], verb: str = "fit") -> None:
         super().__init__(
             LitModule,
             LitDataModule,
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=42,
-            args=self.arguments,
+            args=list(arguments),
             # one parser for one verb; Lightning's own subcommands would also merge a checkpoint's hyper-parameters
             run=False,
             # Lightning's would ask for the parameters before the model is built
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"lit-hf {verb}"},
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -123,12 +123,7 @@ class TrainerCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the task, the data and the model; nothing is loaded yet."""
-        try:
-            self.config_init = self.parser.instantiate_classes(self.config)
-        except LitHFError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise InputError(Problem("", str(error).strip())) from error
+        self.config_init = instantiate(self.parser, self.config)
         self.task: Task = self.config_init.task
         self.datamodule: LitDataModule = self.config_init.data
         self.model: LitModule = self.config_init.model
@@ -164,7 +159,8 @@ class TrainerCLI(LightningCLI):
         throughput = Throughput()
         own: list[Callback] = [Progress(throughput)]
         if stage == "fit":
-            own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run), RunRecorder(self.run, throughput)]
+            recorder = RunRecorder(self.run, throughput, self.datamodule.fingerprints)
+            own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run), recorder]
             own += self._checkpoint_callbacks(bool(settings["enable_checkpointing"] in (None, True)))
             if settings["logger"] in (None, True):
                 settings["logger"] = trackers(self.config.tracker, self.run, self.resolved)
@@ -245,4 +241,4 @@ def run(verb: Literal["fit", "validate", "test"], arguments: Sequence[str]) -> i
         return fit(TrainerCLI(arguments))
     from lit_hf.cli.evaluate import evaluate
 
-    return evaluate(verb, TrainerCLI(with_run_config(arguments)))
+    return evaluate(verb, TrainerCLI(with_run_config(arguments), verb))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,9 @@ from lit_hf.task import Batch, Collator, Sizes
 
 MEGABATCH = 50
 """Batches sorted by length together: enough that their rows are alike, few enough that chance rules the order."""
+
+FILLER = Sizes(rows=0, tokens=0, padded_tokens=0, targets=0, step_targets=0)
+"""The sizes of a batch that only keeps a rank in step with the others."""
 
 Arrangement = Literal["grouped", "shuffled", "sorted"]
 
@@ -109,6 +113,7 @@ class BatchLoader:
         rows: Encoded rows.
         collator: Makes a batch of rows.
         order: Which rows make which batch.
+        accumulate: Batches that make one optimizer step; that many are read ahead, to know the targets of the step.
         num_workers: Worker processes; 0 collates in this one.
         pin_memory: Copy batches to page-locked memory, from which a GPU reads faster.
 
@@ -118,9 +123,16 @@ class BatchLoader:
     """
 
     def __init__(
-        self, rows: Dataset, collator: Collator, order: BatchOrder, num_workers: int = 0, pin_memory: bool = False
+        self,
+        rows: Dataset,
+        collator: Collator,
+        order: BatchOrder,
+        accumulate: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.rows = rows
+        self.accumulate = accumulate
         self.sampler = self.batch_sampler = order
         self._loader: DataLoader[Any] = DataLoader(
             rows,
@@ -137,11 +149,14 @@ class BatchLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        last = len(self) - 1
-        for number, batch in enumerate(self._loader):
-            if number == last and self.sampler.ends_with_filler:
-                batch["sizes"] = Sizes(0, 0, 0, 0)
-            yield batch
+        batches, last = iter(self._loader), len(self) - 1
+        for start in range(0, len(self), self.accumulate):
+            step = list(islice(batches, self.accumulate))
+            step_targets = sum(batch["sizes"].targets for batch in step)
+            for number, batch in enumerate(step, start):
+                is_filler = number == last and self.sampler.ends_with_filler
+                batch["sizes"] = FILLER if is_filler else batch["sizes"]._replace(step_targets=step_targets)
+                yield batch
 
 
 class _CountingCollator:
@@ -170,7 +185,7 @@ def count_sizes(batch: Batch, rows: int) -> Sizes:
     targets = rows
     if labels is not None and labels.ndim > 1 and not labels.is_floating_point():
         targets = int((labels != -100).sum())
-    return Sizes(rows, tokens, padded, targets)
+    return Sizes(rows, tokens, padded, targets, step_targets=targets)
 
 
 def row_lengths(rows: Dataset) -> np.ndarray:

@@ -167,6 +167,11 @@ class LitDataModule(LightningDataModule):
             return error.problems
         return ()
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the rows of each prepared split."""
+        return {name: split.rows._fingerprint for name, split in self.splits.items()}
+
     def prepare_data(self) -> None:
         """Prepare on one process of each machine, so that the others find everything in the cache."""
         if self.trainer is not None:
@@ -199,6 +204,7 @@ class LitDataModule(LightningDataModule):
             rows,
             self.task.collator(self.pad_to_multiple_of),
             order,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer is not None and split == "train" else 1,
             num_workers=(_default_workers() if on_gpu else 0) if self.num_workers is None else self.num_workers,
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
         )

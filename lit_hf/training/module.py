@@ -24,7 +24,7 @@ from lit_hf.evaluation.metrics import MeanLoss
 from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapters import adapter_problems, add_adapter
 from lit_hf.models.loading import Base
-from lit_hf.task import Batch, Task
+from lit_hf.task import Batch, Sizes, Task
 from lit_hf.training.optimizers import Schedule, parameter_groups
 
 log = logging.getLogger(__name__)
@@ -128,15 +128,28 @@ class LitModule(LightningModule):
 
     # steps
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, a mean over its targets."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return a batch's part of the mean loss over all targets of the optimizer step, and its own `mean_loss`."""
         loss = self.task.forward(self.model, _inputs(batch)).loss
         if loss is None:
             raise InputError(
                 Problem("task", "the model returned no loss: its batches have no labels.", "Check the task's columns.")
             )
         self.log("train/loss", loss.detach(), batch_size=batch["sizes"].rows)
-        return loss
+        return {"loss": loss * self._share(batch["sizes"]), "mean_loss": loss.detach()}
+
+    def _share(self, sizes: Sizes) -> Tensor | float:
+        """Return the factor by which a step's loss is the mean over all its targets.
+
+        Lightning takes the mean of the losses of the accumulated batches and of the ranks; with unequal numbers of
+        targets that is not the mean over targets.
+        """
+        accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if ranks == 1:
+            return sizes.targets / max(sizes.step_targets, 1) * accumulated
+        all_targets = torch.tensor(float(sizes.step_targets), device=self.device)
+        torch.distributed.all_reduce(all_targets)
+        return sizes.targets / all_targets.clamp(min=1) * accumulated * ranks
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the learning rate that the step is made with."""

@@ -12,16 +12,21 @@ TEXTS = ["good film", "bad plot and very dull", "great", "not good", "poor"]
 LABELS = [1, 0, 1, 0, 0]
 
 
-def batches(task, sizes, filler=False):
+def batches(task, sizes, filler=False, step=False):
     """Batches as our loader makes them; the last may be a filler."""
     encoded = task.encode({"text": TEXTS, "label": LABELS})
     rows = [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
     made, start = [], 0
     for size in sizes:
-        made.append({**task.collator()(rows[start : start + size]), "sizes": Sizes(size, 0, 0, size)})
+        made.append(
+            {
+                **task.collator()(rows[start : start + size]),
+                "sizes": Sizes(size, 0, 0, size, sum(sizes) if step else size),
+            }
+        )
         start += size
     if filler:
-        made.append({**made[0], "sizes": Sizes(0, 0, 0, 0)})
+        made.append({**made[0], "sizes": Sizes(0, 0, 0, 0, 0)})
     return torch.utils.data.DataLoader(made, batch_size=None)
 
 
@@ -111,3 +116,21 @@ def test_the_skeleton_counts_like_the_model(task, tiny_text_model):
     skeleton = module.skeleton()
     module.configure_model()
     assert sum(p.numel() for p in skeleton.parameters()) == sum(p.numel() for p in module.model.parameters())
+
+
+@pytest.mark.parametrize("sizes", [[5], [2, 2, 1], [1, 4], [3, 1, 1]])
+def test_accumulated_batches_of_unequal_sizes_give_the_gradients_of_one(task, tiny_text_model, sizes):
+    def gradients(sizes):
+        torch.manual_seed(0)
+        module = LitModule(task, str(tiny_text_model), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+        kept = {}
+        module.on_before_zero_grad = lambda _: kept.update(
+            {name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None}
+        )
+        trainer(max_epochs=1, accumulate_grad_batches=len(sizes)).fit(module, batches(task, sizes, step=True))
+        return kept or {name: p.grad for name, p in module.model.named_parameters()}
+
+    expected = gradients([5])
+    assert expected
+    for name, gradient in gradients(sizes).items():
+        assert torch.allclose(gradient, expected[name], atol=1e-6), name

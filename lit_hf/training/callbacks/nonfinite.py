@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,9 +42,7 @@ class StopOnNonFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss, and read those kept when it is time to."""
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        if loss is not None:
-            self._losses.append((trainer.global_step, trainer.current_epoch + 1, loss.detach()))
+        self._losses.append((trainer.global_step, trainer.current_epoch + 1, outputs["mean_loss"]))
         every = 1 if pl_module.device.type == "cpu" else self.every_n_batches
         if (batch_idx + 1) % every == 0:
             self._check_losses(trainer)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import torch
@@ -102,9 +102,7 @@ class Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show the step, if it is time to."""
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        if loss is not None:
-            self._losses.append(loss.detach())
+        self._losses.append(outputs["mean_loss"])
         ends = trainer.is_last_batch or trainer.global_step == trainer.max_steps
         self._draw(lambda: self._training_line(trainer), force=ends)
 
@@ -157,7 +155,7 @@ class Progress(ProgressBar):
         step, total = trainer.global_step, self._total_steps
         parts = [_epoch(trainer), f"step {step}" if math.isinf(total) else f"step {step}/{total:.0f}"]
         if self._losses:
-            parts.append(f"loss {_number(torch.stack(list(self._losses)).mean().item() * self._per_batch(trainer))}")
+            parts.append(f"loss {_number(torch.stack(list(self._losses)).mean().item())}")
         if trainer.optimizers:
             parts.append(f"lr {float(trainer.optimizers[0].param_groups[0]['lr']):.3g}")
         if (speed := self.throughput.live_tokens_per_second) is not None:
@@ -165,10 +163,6 @@ class Progress(ProgressBar):
         if (left := self._seconds_left(step)) is not None:
             parts.append(f"eta {_duration(left)}")
         return "  ".join(parts)
-
-    def _per_batch(self, trainer: Trainer) -> int:
-        # Lightning divides a batch's loss by the batches that are accumulated.
-        return trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
 
     def _seconds_left(self, step: int) -> float | None:
         """Estimate from the whole time since the start, validation included, as it will come again."""

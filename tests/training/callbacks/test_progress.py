@@ -116,7 +116,7 @@ def test_a_long_validation_is_shown_in_a_log(tmp_path: Path) -> None:
     assert lines[1:3] == ["epoch 1/1  validation 10/25", "epoch 1/1  validation 20/25"]
 
 
-def test_the_loss_is_a_mean_over_the_last_batches_and_undoes_accumulation(tmp_path: Path) -> None:
+def test_the_loss_is_a_mean_over_the_last_batches_that_accumulation_does_not_divide(tmp_path: Path) -> None:
     module = TinyModule(lambda index, loss: loss * 0 + index)
 
     lines = show(tmp_path, io.StringIO(), module, batches=Batches(40), accumulate_grad_batches=2)

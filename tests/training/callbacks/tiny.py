@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_hf.task import Sizes
 
-SIZES = (Sizes(4, 10, 16, 4), Sizes(4, 14, 20, 4), Sizes(2, 6, 6, 2))
+SIZES = (Sizes(4, 10, 16, 4, 4), Sizes(4, 14, 20, 4, 4), Sizes(2, 6, 6, 2, 2))
 """The sizes of the batches of an epoch, over and over."""
 
 
@@ -66,11 +66,11 @@ class TinyModule(LightningModule):
         self.val_losses = list(val_losses)
         self.seen = 0
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         loss = self.spoil(self.seen, self._loss(batch))
         self.seen += 1
         self.log("train/loss", loss.detach(), batch_size=batch["sizes"].rows)
-        return loss
+        return {"loss": loss, "mean_loss": loss.detach()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if not self.val_losses:

@@ -119,7 +119,7 @@ class TrainerCLI(LightningCLI):
                 Problem("name", f"{self.config.name!r} is no name.", "Use letters, digits, '.', '_' and '-' only.")
             )
         self.run = RunFolder(Path(self.config.output_dir) / self.config.name)
-        self.resolved: dict[str, Any] = yaml.safe_load(parser.dump(self.config, skip_none=False))
+        self.resolved: dict[str, Any] = yaml.safe_load(parser.dump(self.config, skip_unset=False))
 
     def instantiate_classes(self) -> None:
         """Make the task, the data and the model; nothing is loaded yet."""
@@ -136,10 +136,18 @@ class TrainerCLI(LightningCLI):
         Raises:
             InputError: With everything that is wrong.
         """
-        self.datamodule.longest_input = self.model.longest_input
-        self.datamodule.prepare(stage)
+        problems: list[Problem] = []
+        for part in (self._read_model_config, lambda: self.datamodule.prepare(stage)):
+            try:
+                part()
+            except InputError as error:
+                problems += error.problems
+        raise_problems(problems)
         raise_problems([*self.model.check(), *self._run_problems(stage)])
         self._set_seed()  # so that the weights are the same whether the data came from the cache or not
+
+    def _read_model_config(self) -> None:
+        self.datamodule.longest_input = self.model.longest_input
 
     def _run_problems(self, stage: str) -> list[Problem]:
         config = self.config

@@ -134,9 +134,10 @@ def test_a_good_run_is_left_alone(run: RunFolder) -> None:
 
 def test_all_ranks_stop_when_one_has_a_bad_loss(run: RunFolder) -> None:
     class OneRank(TinyModule):
-        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-            loss = super().training_step(batch, batch_idx)
-            return loss * math.nan if self.global_rank == 1 and batch_idx == 2 else loss
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+            losses = super().training_step(batch, batch_idx)
+            spoilt = math.nan if self.global_rank == 1 and batch_idx == 2 else 1.0
+            return {name: loss * spoilt for name, loss in losses.items()}
 
     class Tell(StopOnNonFinite):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:

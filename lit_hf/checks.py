@@ -19,14 +19,12 @@ def monitored(task: Task, monitor: str | None) -> str:
 
 def monitor_mode(task: Task, monitor: str) -> str:
     """Return `max` or `min`, whichever is better for the metric."""
-    if monitor == "loss":
-        return "min"
-    return "min" if task.metrics()[monitor].higher_is_better is False else "max"
+    return "min" if monitor == "loss" else task.monitors[monitor]
 
 
 def monitor_problems(task: Task, monitor: str, has_validation: bool, patience: int | None) -> Iterator[Problem]:
     """Find a metric to monitor that is never logged, or patience that has nothing to wait for."""
-    names = ["loss", *(name for name, metric in task.metrics().items() if metric.higher_is_better is not None)]
+    names = ["loss", *task.monitors]
     if monitor not in names:
         yield Problem("monitor", f"no metric is named {monitor!r}.", nearest(monitor, names))
     if patience is not None and not has_validation:

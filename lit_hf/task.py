@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,6 +81,7 @@ class Task(ABC):
         peft_task_type: PEFT's name of the task, by which PEFT finds the head that must train beside an adapter.
         tokenizer: The tokenizer; set by `bind`. It already truncates at the length the config asks for.
         labels: Label names by id; None until they are known and for tasks without labels.
+        generation: Arguments of `generate` for a task that generates text, else None.
     """
 
     auto_class: ClassVar[str]
@@ -88,6 +90,7 @@ class Task(ABC):
 
     tokenizer: PreTrainedTokenizerBase
     labels: list[str] | None = None
+    generation: dict[str, Any] | None = None
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
         """Give the task what is known only once data and tokenizer are loaded.
@@ -137,11 +140,21 @@ class Task(ABC):
             examples: Columns of rows. Where the target columns are missing, encode without labels.
 
         Returns:
-            The model's inputs as columns; more or fewer rows than went in are allowed.
+            The model's inputs as columns. More or fewer rows than went in are allowed; where they are more, the column
+            `row` says of which of the given rows, counted from 0, each is a part.
         """
 
-    def collator(self, pad_to_multiple_of: int | None = None) -> Collator:
-        """Return what makes a batch of encoded rows; by default it pads to the longest row of the batch."""
+    def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
+        """Return what makes a batch of encoded rows; by default it pads to the longest row of the batch.
+
+        Args:
+            training: Whether the batches are for training; in evaluation nothing may be left to chance.
+            pad_to_multiple_of: Pad to a multiple of that many tokens.
+
+        Returns:
+            The collator. What it returns beside tensors (lists of text, say) reaches `forward`, `evaluate` and
+            `predict` as it is.
+        """
         from transformers import DataCollatorWithPadding
 
         return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
@@ -168,6 +181,12 @@ class Task(ABC):
         from torchmetrics import MetricCollection
 
         return MetricCollection({})
+
+    @property
+    def monitors(self) -> Mapping[str, Literal["min", "max"]]:
+        """The metrics that can tell the best checkpoint beside `loss`, and whether more or less of them is better."""
+        directions = {name: metric.higher_is_better for name, metric in self.metrics().items()}
+        return {name: "max" if higher else "min" for name, higher in directions.items() if higher is not None}
 
     @property
     def monitor(self) -> str:
@@ -209,6 +228,14 @@ class Task(ABC):
         Returns:
             One dict a row of the batch, in its order, of what is added to the user's row: JSON values, with scores.
         """
+
+    def merge(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the prediction of a row of which `encode` made several inputs, from theirs, in their order."""
+        return predictions[0]
+
+    def export_files(self, folder: Path) -> None:
+        """Write beside the exported model what other libraries need to load it for this task."""
+        return None
 
 
 def named_labels(labels: Sequence[str]) -> Mapping[str, Any]:

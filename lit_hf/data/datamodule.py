@@ -202,7 +202,7 @@ class LitDataModule(LightningDataModule):
         on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
         return BatchLoader(
             rows,
-            self.task.collator(self.pad_to_multiple_of),
+            self.task.collator(training=split == "train", pad_to_multiple_of=self.pad_to_multiple_of),
             order,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer is not None and split == "train" else 1,
             num_workers=(_default_workers() if on_gpu else 0) if self.num_workers is None else self.num_workers,

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_hf.data.batching import row_lengths
 from lit_hf.data.cache import cache_folder
 from lit_hf.run import write_atomically
-from lit_hf.task import Task
+from lit_hf.task import Examples, Task
 
 logger = logging.getLogger("lit_hf")
 
@@ -131,8 +131,9 @@ def _source(task_class: type[Task]) -> list[str]:
 
 def _encode(rows: Dataset, task: Task, file: Path, num_proc: int) -> Dataset:
     return rows.map(
-        task.encode,
+        _Encoder(task),
         batched=True,
+        with_indices=True,
         num_proc=num_proc if num_proc > 1 else None,
         remove_columns=rows.column_names,
         cache_file_name=str(file),
@@ -140,6 +141,19 @@ def _encode(rows: Dataset, task: Task, file: Path, num_proc: int) -> Dataset:
         new_fingerprint=file.parent.name,
         desc="tokenizing",
     )
+
+
+class _Encoder:
+    """Encodes a batch of rows, and numbers the parts of rows by their rows in the split. A class, to be pickled."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __call__(self, examples: Examples, indices: list[int]) -> Examples:
+        encoded = self._task.encode(examples)
+        if "row" in encoded:
+            encoded["row"] = [indices[row] for row in encoded["row"]]
+        return encoded
 
 
 def _default_processes(rows: int) -> int:

@@ -59,6 +59,7 @@ def export(
     trusted = type(_plain(model)).__module__.startswith("transformers_modules")
     try:
         _write(written, task, record, temporary)
+        task.export_files(temporary)
         tolerance = tolerance_for(model.dtype, merged)
         difference = verify(temporary, task.auto_class, task.tokenizer, expected, tolerance, trusted)
         _flush(temporary)

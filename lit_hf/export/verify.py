@@ -33,7 +33,7 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     """Return all floating outputs of a model for each probe, computed in eval mode; the model is left as it was."""
     device = next(model.parameters()).device
     with _evaluating(model), torch.inference_mode():
-        return [_floats(model(**_encode(tokenizer, probe).to(device))) for probe in PROBES]
+        return [_floats(model(**_inputs(model, tokenizer, probe).to(device))) for probe in PROBES]
 
 
 def verify(
@@ -87,6 +87,13 @@ def tolerance_for(dtype: torch.dtype, merged: bool) -> float:
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
     # half of what the model takes leaves room for the virtual tokens of a prompt
     return tokenizer(text, truncation=True, max_length=min(tokenizer.model_max_length, 512) // 2, return_tensors="pt")
+
+
+def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> BatchEncoding:
+    inputs = _encode(tokenizer, text)
+    if model.config.is_encoder_decoder and "labels" not in inputs:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    return inputs
 
 
 def _floats(outputs: dict[str, object]) -> dict[str, torch.Tensor]:

@@ -89,19 +89,27 @@ class Predictor:
 
     def _predict(self, rows: list[Row]) -> list[Row]:
         encoded = self.task.encode({column: [row[column] for row in rows] for column in self.task.input_columns})
-        features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        if len(features) != len(rows):
-            what = f"{type(self.task).__name__} makes {len(features)} inputs of {len(rows)} rows."
-            raise LitHFError(Problem("task", what, "Prediction needs one for each row."))
-        order = sorted(range(len(rows)), key=lambda index: -len(features[index].get("input_ids", ())))
+        inputs = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        owners = encoded.get("row", range(len(inputs)))
+        if sorted(set(owners)) != list(range(len(rows))):
+            what = f"{type(self.task).__name__} makes {len(inputs)} inputs of {len(rows)} rows."
+            raise LitHFError(Problem("task", what, "Prediction needs one or more for each row."))
+        parts: list[list[Row]] = [[] for _ in rows]
+        for owner, prediction in zip(owners, self._predict_inputs(inputs), strict=True):
+            parts[owner].append(prediction)
+        return [self.task.merge(predictions) for predictions in parts]
+
+    def _predict_inputs(self, inputs: list[Row]) -> list[Row]:
+        """Return a prediction for each input, in their order; the longest go first, as they need the most memory."""
+        order = sorted(range(len(inputs)), key=lambda index: -len(inputs[index].get("input_ids", ())))
         collate = self.task.collator()
         predictions: dict[int, Row] = {}
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
-            batch = _to_device(collate([features[index] for index in indices]), self.model.device)
+            batch = _to_device(collate([inputs[index] for index in indices]), self.model.device)
             with torch.inference_mode():
                 predictions |= zip(indices, self.task.predict(self.model, batch), strict=True)
-        return [predictions[index] for index in range(len(rows))]
+        return [predictions[index] for index in range(len(inputs))]
 
 
 def _free(key: str, taken: Collection[str]) -> str:

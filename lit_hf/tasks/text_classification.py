@@ -251,6 +251,11 @@ class TextClassification(Task):
         return build(len(self.labels or []))
 
     @property
+    def monitors(self) -> Mapping[str, Literal["min", "max"]]:
+        """All single numbers; torchmetrics does not say of a correlation that more of it is better."""
+        return {"pearson": "max", "spearman": "max", "mse": "min"} if self.kind == "regression" else super().monitors
+
+    @property
     def monitor(self) -> str:
         """Accuracy, micro F1 for several labels a row, Pearson's correlation for regression."""
         return {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}[self.kind]

@@ -87,12 +87,14 @@ def load_tokenizer(
         raise InputError(
             Problem("data.tokenizer", "a tokenizer is both named and to be trained.", "Leave out checkpoint or train.")
         )
-    if settings.train is not None:
-        tokenizer = _trained(settings.train, rows, columns)
-    elif settings.checkpoint is not None:
+    if settings.checkpoint is not None:
         tokenizer = _load(settings.checkpoint, settings.revision, trust_remote_code, "data.tokenizer.checkpoint")
     elif checkpoint is not None:
+        if settings.train is not None:  # the config of a model from scratch, run on a pretrained one
+            logger.info("tokenizer: that of the checkpoint; data.tokenizer.train is not used beside one")
         tokenizer = _load(checkpoint, revision, trust_remote_code, "model.checkpoint")
+    elif settings.train is not None:
+        tokenizer = _trained(settings.train, rows, columns)
     else:
         raise InputError(
             Problem(

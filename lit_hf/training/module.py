@@ -110,6 +110,8 @@ class LitModule(LightningModule):
         """Build the model, once; Lightning calls this after the data is set up and before each stage."""
         if self.model is not None:
             return
+        if self.base.checkpoint is not None and self.base.config:
+            log.info("model: the checkpoint; model.config is not used beside one")
         model, new_weights = self.base.build(self.task)
         if new_weights:
             log.info("new weights, not in the checkpoint: %s", ", ".join(new_weights))

@@ -82,11 +82,14 @@ class Task(ABC):
         tokenizer: The tokenizer; set by `bind`. It already truncates at the length the config asks for.
         labels: Label names by id; None until they are known and for tasks without labels.
         generation: Arguments of `generate` for a task that generates text, else None.
+        needs_reference: Whether `forward` compares with the model as it was before training. Where an adapter trains,
+            that is the model with the adapter off; else `reference` adds columns to the encoded rows before training.
     """
 
     auto_class: ClassVar[str]
     pipeline_tag: ClassVar[str]
     peft_task_type: ClassVar[str | None] = None
+    needs_reference: bool = False
 
     tokenizer: PreTrainedTokenizerBase
     labels: list[str] | None = None
@@ -114,12 +117,22 @@ class Task(ABC):
     @property
     @abstractmethod
     def input_columns(self) -> list[str]:
-        """The columns that must be there always, in prediction too."""
+        """The columns that must be there always, in prediction too; `translation.en` is inside of another one."""
 
     @property
     @abstractmethod
     def target_columns(self) -> list[str]:
         """The columns that must be there to train and to evaluate."""
+
+    @property
+    def optional_columns(self) -> list[str]:
+        """The columns that are read where they are there; a row may have no value in them."""
+        return []
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns with text that a tokenizer can be trained on."""
+        return self.input_columns
 
     def learn_labels(self, rows: Dataset) -> list[str] | None:
         """Return the label names by id, from the features or the values of the training rows; None if it has none."""
@@ -132,6 +145,10 @@ class Task(ABC):
         """
         return ()
 
+    def check_inputs(self, rows: Dataset) -> Iterable[RowProblem]:
+        """Find faults in rows that are to be predicted; the task is not bound yet. By default as `check`."""
+        return self.check(rows)
+
     @abstractmethod
     def encode(self, examples: Examples) -> Examples:
         """Turn rows into the model's inputs; called in batches by `datasets.map`, whose result is cached on disk.
@@ -143,6 +160,13 @@ class Task(ABC):
             The model's inputs as columns. More or fewer rows than went in are allowed; where they are more, the column
             `row` says of which of the given rows, counted from 0, each is a part.
         """
+
+    def encode_inputs(self, examples: Examples) -> Examples:
+        """Turn rows into what `predict` reads; by default as `encode`.
+
+        For a task whose column holds inputs and targets both, so that the columns do not tell prediction from training.
+        """
+        return self.encode(examples)
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return what makes a batch of encoded rows; by default it pads to the longest row of the batch.
@@ -172,9 +196,17 @@ class Task(ABC):
             batch: What the collator made, on the model's device.
 
         Returns:
-            A model output whose `loss` is the mean over the batch's targets.
+            A model output whose `loss` is the mean over the batch's targets. Where it has `logs`, scalar tensors by
+            name, these are logged in training beside the loss.
         """
         return model(**batch)
+
+    def reference(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        """Return what `forward` needs to know of the model as it was: columns of the encoded rows, of shape [rows].
+
+        Called once for each batch of every split, before training, if `needs_reference`; the result is kept on disk.
+        """
+        return {}
 
     def metrics(self) -> MetricCollection:
         """Return fresh metrics, named as they are logged after the split's name (`val/accuracy`)."""
@@ -236,6 +268,18 @@ class Task(ABC):
     def export_files(self, folder: Path) -> None:
         """Write beside the exported model what other libraries need to load it for this task."""
         return None
+
+
+def value_at(row: Mapping[str, Any], column: str, default: Any = None) -> Any:
+    """Return a row's value in a column, or inside of one: `translation.en` is the key `en` of `translation`."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
 
 
 def named_labels(labels: Sequence[str]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -50,11 +51,13 @@ class TokenizerSettings:
         checkpoint: Hub id or local folder of a tokenizer; the model's own where it is left out.
         revision: Branch, tag or commit on the Hub.
         train: Train one on the text of the training rows instead.
+        chat_template: Jinja template of a conversation, or a file with one (`.jinja`); in place of the tokenizer's own.
     """
 
     checkpoint: str | None = None
     revision: str | None = None
     train: TokenizerTraining | None = None
+    chat_template: str | None = None
 
 
 def load_tokenizer(
@@ -105,8 +108,27 @@ def load_tokenizer(
         )
     if max_length is not None:
         tokenizer.model_max_length = max_length
+    if settings.chat_template is not None:
+        tokenizer.chat_template = _chat_template(settings.chat_template)
     _ensure_padding(tokenizer)
     return tokenizer
+
+
+def _chat_template(given: str) -> str:
+    """Return a template that is given as it is or as a file; all templates, and no file names, have braces."""
+    if "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(
+            Problem(
+                "data.tokenizer.chat_template",
+                f"{given!r} is no Jinja template, and no file that can be read: {reason}.",
+                "Give the template's text, or the path of a .jinja file.",
+            )
+        ) from error
 
 
 def _load(checkpoint: str, revision: str | None, trust_remote_code: bool, key: str) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ from lit_hf.errors import InputError, LitHFError, Problem
 from lit_hf.inference.manifest import read_task
 from lit_hf.models.folder import fetch, load_model, load_tokenizer
 from lit_hf.models.loading import max_positions
+from lit_hf.task import value_at
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +89,9 @@ class Predictor:
                 yield {**row, **{_free(key, {*columns, *row}): value for key, value in prediction.items()}}
 
     def _predict(self, rows: list[Row]) -> list[Row]:
-        encoded = self.task.encode({column: [row[column] for row in rows] for column in self.task.input_columns})
+        optional = [column for column in self.task.optional_columns if any(column in row for row in rows)]
+        columns = [*self.task.input_columns, *optional]
+        encoded = self.task.encode_inputs({column: [value_at(row, column) for row in rows] for column in columns})
         inputs = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
         owners = encoded.get("row", range(len(inputs)))
         if sorted(set(owners)) != list(range(len(rows))):

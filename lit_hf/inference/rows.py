@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
+from lit_hf.task import value_at
 
 if TYPE_CHECKING:
     from lit_hf.task import Task
 
 CHUNK = 10_000
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ABSENT = object()
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -99,10 +101,10 @@ def _faults(chunk: list[Line], task: Task) -> Iterator[tuple[int, str, str]]:
     for line in chunk:
         if line.fault:
             yield line.number, line.fault, ""
-        elif absent := [column for column in task.input_columns if column not in line.row]:
+        elif absent := [column for column in task.input_columns if value_at(line.row, column, _ABSENT) is _ABSENT]:
             for column in absent:
                 yield line.number, f"the column {column!r} is missing.", nearest(column, line.row)
-        elif torn := [column for column in task.input_columns if not _is_unicode(line.row[column])]:
+        elif torn := [column for column in task.input_columns if not _is_unicode(value_at(line.row, column))]:
             yield line.number, f"column {torn[0]!r}: the text is not valid Unicode (half of a surrogate pair).", ""
         else:
             sound.append(line)
@@ -113,17 +115,18 @@ def _task_faults(lines: list[Line], task: Task) -> Iterator[tuple[int, str, str]
     from datasets import Dataset
     from pyarrow.lib import ArrowException
 
+    columns = [*task.input_columns, *task.optional_columns]
     # A column of several types is no column: the task is asked about the rows of each type by themselves.
     groups: dict[tuple[type, ...], list[Line]] = {}
     for line in lines:
-        groups.setdefault(tuple(type(line.row[column]) for column in task.input_columns), []).append(line)
+        groups.setdefault(tuple(type(value_at(line.row, column)) for column in columns), []).append(line)
     for group in groups.values():
         try:
-            rows = Dataset.from_dict({column: [line.row[column] for line in group] for column in task.input_columns})
+            rows = Dataset.from_dict({column: [value_at(line.row, column) for line in group] for column in columns})
         except (ArrowException, TypeError, OverflowError) as error:
             yield group[0].number, f"the values cannot be read as columns: {error}", ""
             continue
-        for problem in task.check(rows):
+        for problem in task.check_inputs(rows):
             for index in problem.rows:
                 yield group[index].number, f"column {problem.column!r}: {problem.what}", problem.cure
 

@@ -1,4 +1,4 @@
-"""Checks of the rows before anything is tokenized: are the task's columns there, filled, and alike in all splits?"""
+"""The task's columns before anything is tokenized: are they there, filled, and alike in all splits?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Value
+from datasets import ClassLabel, Dataset, Value, concatenate_datasets
 
 from lit_hf.data.reading import mixed_kinds, mixed_problem
 from lit_hf.data.sources import Split
@@ -17,6 +17,20 @@ from lit_hf.errors import Problem, nearest
 from lit_hf.task import RowProblem, Task
 
 SHOWN_PLACES = 3
+
+
+def with_inner_columns(rows: Dataset, columns: Sequence[str]) -> Dataset:
+    """Return rows in which values inside of objects (`translation.en`) are columns of their own, if any is wanted.
+
+    Args:
+        rows: The rows; a column that has a dot in its name already is left as it is.
+        columns: The wanted columns. An object that is wanted as a whole stays beside its parts.
+    """
+    if all("." not in column or column in rows.column_names for column in columns):
+        return rows
+    whole = [column for column in columns if isinstance(rows.features.get(column), dict)]
+    flat = rows.flatten()
+    return concatenate_datasets([flat, rows.select_columns(whole)], axis=1) if whole else flat
 
 
 def check_columns(splits: Mapping[str, Split], task: Task) -> Iterator[Problem]:
@@ -57,7 +71,15 @@ def _missing(splits: Mapping[str, Split], name: str, column: str, task: Task) ->
     holder = next((other for other in splits if column in splits[other].rows.column_names), None)
     elsewhere = f"; the {holder} split has it" if holder else ""
     what = f"the {name} split ({split.place(0)}) has no column {column!r}, which {_key(task, column)} names{elsewhere}."
-    return Problem(split.key, what, nearest(column, split.rows.column_names))
+    return Problem(split.key, what, nearest(column, _names(split.rows.features)))
+
+
+def _names(features: Mapping[str, Any], inside_of: str = "") -> Iterator[str]:
+    """Yield the names of columns, and those of the values inside of objects (`translation.en`)."""
+    for name, feature in features.items():
+        yield f"{inside_of}{name}"
+        if isinstance(feature, dict):
+            yield from _names(feature, f"{inside_of}{name}.")
 
 
 def _key(task: Task, column: str) -> str:
@@ -116,12 +138,12 @@ def _differences(splits: Mapping[str, Split], needed: Sequence[str]) -> Iterator
         for column in needed:
             if column not in first.rows.column_names or column not in split.rows.column_names:
                 continue
-            kind, expected = (_kind(each.rows.features[column]) for each in (split, first))
-            if kind == expected or "null" in (kind, expected):
+            found, expected = (kind(each.rows.features[column]) for each in (split, first))
+            if found == expected or "null" in (found, expected):
                 continue
-            texts = {"text": split, "numbers": first}[kind] if {kind, expected} == {"text", "numbers"} else None
+            texts = {"text": split, "numbers": first}[found] if {found, expected} == {"text", "numbers"} else None
             odd = None if texts is None else next(_no_numbers(texts, column), None)
-            what = f"column {column!r} holds {kind} in the {name} split, but {expected} in the {first_name} split"
+            what = f"column {column!r} holds {found} in the {name} split, but {expected} in the {first_name} split"
             if texts is not None and odd is not None:
                 yield Problem(texts.place(odd), f"{what}; here it is {texts.rows[odd][column]!r:.60}.", "Mend the row.")
             else:
@@ -137,7 +159,7 @@ def _no_numbers(split: Split, column: str) -> Iterator[int]:
             yield row
 
 
-def _kind(feature: Any) -> str:
+def kind(feature: Any) -> str:
     """Return what a column holds, in plain English."""
     if isinstance(feature, ClassLabel):
         return "numbers"

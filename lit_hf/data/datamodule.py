@@ -15,8 +15,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lit_hf.data.batching import Arrangement, BatchLoader, BatchOrder, row_lengths
-from lit_hf.data.columns import check_columns, check_rows
+from lit_hf.data.columns import check_columns, check_rows, with_inner_columns
 from lit_hf.data.encoding import Lengths, encode
+from lit_hf.data.precomputed import Columns, with_columns
 from lit_hf.data.sources import Source, Split, load_splits
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
 from lit_hf.errors import InputError, Problem, raise_problems
@@ -118,6 +119,9 @@ class LitDataModule(LightningDataModule):
 
     def _prepare(self, stage: Stage, needed: Sequence[str]) -> None:
         loaded = load_splits(self.source, self._splits_to_load(stage))
+        columns = [*self.task.input_columns, *self.task.target_columns, *self.task.optional_columns]
+        for split in loaded.values():
+            split.rows = with_inner_columns(split.rows, columns)
         splits = {name: loaded[name] for name in needed if name in loaded}
         if (missing := _NEEDED[stage][0]) not in splits:
             cure = f"Name its rows as data.source.{missing}."
@@ -157,7 +161,7 @@ class LitDataModule(LightningDataModule):
             self.tokenizer = self.tokenizer or load_tokenizer(
                 self.tokenizer_settings,
                 train_rows,
-                self.task.input_columns,
+                self.task.text_columns,
                 max_length=self.max_length,
                 checkpoint=self.checkpoint,
                 revision=self.revision,
@@ -166,6 +170,18 @@ class LitDataModule(LightningDataModule):
         except InputError as error:
             return error.problems
         return ()
+
+    def add_columns(self, compute: Columns, key: str) -> None:
+        """Add to the encoded rows of each prepared split what is computed of their batches, or was before.
+
+        Args:
+            compute: Returns columns of the rows of all batches, in the order of the batches.
+            key: Stands for everything that the columns depend on beside the encoded rows.
+        """
+        for name, split in self.splits.items():
+            self.encoded[name] = with_columns(
+                self.encoded[name], split.rows, self.task, name, self.eval_batch_size, compute, key
+            )
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from lit_hf.data.labels import class_names
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
 from lit_hf.evaluation.report import confusion_report
 from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
@@ -107,7 +108,7 @@ class TextClassification(Task):
             return None
         self._read_features(rows.features)
         if self.labels is None:
-            self.labels = _names(rows.features, self.label[0]) or self._values(rows)
+            self.labels = class_names(rows.features, self.label[0]) or self._values(rows)
         if self.class_weights == "balanced":
             counts = Counter(self._label_id(value) for value in rows[self.label[0]])
             total = sum(counts.values())
@@ -123,7 +124,7 @@ class TextClassification(Task):
         return self.labels
 
     def _read_features(self, features: Features) -> None:
-        self.label_is_id = len(self.label) == 1 and _names(features, self.label[0]) is not None
+        self.label_is_id = len(self.label) == 1 and class_names(features, self.label[0]) is not None
 
     def _values(self, rows: Dataset) -> list[str]:
         cells = (value if isinstance(value, list) else [value] for value in rows[self.label[0]])
@@ -295,15 +296,6 @@ class TextClassification(Task):
             {"label": names[int(np.argmax(row))], "score": max(row), "scores": dict(zip(names, row, strict=True))}
             for row in rows
         ]
-
-
-def _names(features: Features, column: str) -> list[str] | None:
-    """Return a ClassLabel's names; that of the items where the column holds lists."""
-    from datasets import ClassLabel
-
-    feature = features.get(column)
-    feature = getattr(feature, "feature", feature)
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
 def _name(value: Any) -> str:

@@ -62,6 +62,12 @@ class TrainingError(LitHFError):
     exit_code = 3
 
 
+class Preempted(LitHFError):
+    """The process was told to end; the same command goes on from the last checkpoint."""
+
+    exit_code = 75
+
+
 def raise_problems(problems: Iterable[Problem]) -> None:
     """Raise all problems as one error, or do nothing when there is none.
 

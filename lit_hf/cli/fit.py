@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lit_hf.checks import monitored
 from lit_hf.cli.runs import load_weights, read_checkpoint
-from lit_hf.cli.trainer import TrainerCLI
-from lit_hf.errors import Problem, raise_problems
+from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
+from lit_hf.errors import Preempted, Problem, raise_problems
 from lit_hf.export.package import export
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,18 @@ FREE_TO_CHANGE = {
     "patience",
     "tracker",
 }
-"""Settings that a run may resume with other values of; so may all of `trainer`."""
+"""Settings that a run may resume with other values of; so may those of `trainer` that are not in `HELD`."""
+
+HELD = {
+    "trainer.accumulate_grad_batches",
+    "trainer.devices",
+    "trainer.fast_dev_run",
+    "trainer.limit_train_batches",
+    "trainer.limit_val_batches",
+    "trainer.num_nodes",
+    "trainer.overfit_batches",
+}
+"""Settings of `trainer` that say what is learnt from, and in which batches."""
 
 
 def fit(cli: TrainerCLI) -> int:
@@ -39,29 +52,53 @@ def fit(cli: TrainerCLI) -> int:
     Raises:
         InputError: With everything that is wrong, before weights are loaded.
         TrainingError: If training had to stop.
+        KeyboardInterrupt: If it was interrupted.
+        Preempted: If the process was told to end.
     """
-    resumes = cli.run.exists()
-    if resumes:
+    record = cli.run.read_record() if cli.run.exists() else {}
+    if record:
         raise_problems(_changed(cli.run.read_config(), cli.resolved, cli.run.path.name))
-        if cli.run.read_record().get("state") == "finished" and not _has_more_to_do(cli):
+        if record["state"] == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
             return _say_finished(cli)
-    cli.prepare("fit")
-    trainer = cli.make_trainer("fit")
-    cli.save_inputs()
-    checkpoint = cli.run.last if resumes and cli.run.last.is_file() else None
+    checkpoint = cli.run.last if record and cli.run.last.is_file() else None
     if checkpoint:
         read_checkpoint(checkpoint)  # a damaged one is told now, not after the model is built
-        log.info("resuming %s", cli.run.path)
-    trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero and cli.run.best.is_file():
+    cli.prepare("fit")
+    if checkpoint:
+        raise_problems(_other_data(record.get("fingerprints", {}), cli.fingerprints))
+        log.info("resuming %s from step %s", cli.run.path, read_checkpoint(checkpoint)["global_step"])
+    trainer = cli.make_trainer("fit")
+    cli.save_inputs()
+    cli.add_reference()  # before the run's own weights are loaded
+    _train(cli, trainer, checkpoint)
+    if trainer.is_global_zero:
         _finish(cli)
     return 0
 
 
-def _has_more_to_do(cli: TrainerCLI) -> bool:
-    """Say whether the trainer's limits now go beyond those that the run was finished with."""
-    before = cli.run.read_config()["trainer"]
-    return any(before.get(key) != cli.resolved["trainer"][key] for key in ("max_epochs", "max_steps", "max_time"))
+def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException as error:
+        raise Preempted(
+            Problem(
+                str(cli.run.path), "the process was told to end.", "The same command goes on from the last checkpoint."
+            )
+        ) from error
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Say whether the trainer's limits now go beyond those that the run was finished with; -1 is no limit."""
+    epochs = now["max_epochs"] if now["max_epochs"] is not None or now["max_steps"] != -1 else DEFAULT_EPOCHS
+    limits = {"max_epochs": epochs, "max_steps": now["max_steps"]}
+    return any(
+        value is not None and before[key] not in (None, -1) and (value == -1 or value > before[key])
+        for key, value in limits.items()
+    )
 
 
 def _say_finished(cli: TrainerCLI) -> int:
@@ -73,11 +110,24 @@ def _say_finished(cli: TrainerCLI) -> int:
     return 0
 
 
+def _other_data(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Problem]:
+    """Find out whether a run would go on with other rows, or from another model, than it was started with."""
+    for name in before:
+        if name in now and before[name] != now[name]:
+            what = "the model it started from" if name == "model" else f"the rows of its {name} split"
+            yield Problem(
+                "model.checkpoint" if name == "model" else f"data.source.{name}",
+                f"{what} changed since the run was started.",
+                "Bring them back to resume that run, or start another one: --name <name>.",
+            )
+
+
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Find settings that a resumed run may not change."""
     old, new = dict(_flat(before)), dict(_flat(now))
     for key in sorted(old.keys() | new.keys()):
-        if key in FREE_TO_CHANGE or key.startswith("trainer.") or old.get(key) == new.get(key):
+        is_free = key in FREE_TO_CHANGE or (key.startswith("trainer.") and key not in HELD)
+        if is_free or old.get(key) == new.get(key):
             continue
         yield Problem(
             key,
@@ -94,9 +144,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-@rank_zero_only
 def _finish(cli: TrainerCLI) -> None:
     """Export the best checkpoint and print the summary."""
+    if not cli.run.best.is_file():
+        log.warning(
+            "no checkpoint was kept, so nothing is exported: was it turned off, or was the run never validated?"
+        )
+        return
     best = read_checkpoint(cli.run.best)
     load_weights(cli.model, best)
     record = cli.resolved["task"]

@@ -69,7 +69,9 @@ def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:
 def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
     """Bind a run's task to what the run learnt from its data: labels and tokenizer."""
     cli.task.load_state_dict(checkpoint["task"])
-    cli.datamodule.tokenizer = AutoTokenizer.from_pretrained(cli.run.tokenizer, trust_remote_code=False)
+    cli.datamodule.tokenizer = AutoTokenizer.from_pretrained(
+        cli.run.tokenizer, trust_remote_code=cli.config.model.trust_remote_code
+    )
     cli.task.bind(cli.datamodule.tokenizer)
 
 

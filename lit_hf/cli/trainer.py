@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -23,12 +24,14 @@ from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
 from lit_hf.task import Task
+from lit_hf.training.callbacks.checkpoints import BestAndLast
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.record import RunRecorder
 from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.module import LitModule
+from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.tracking import trackers
 
 DEFAULT_EPOCHS = 3
@@ -152,8 +155,7 @@ class TrainerCLI(LightningCLI):
     def _run_problems(self, stage: str) -> list[Problem]:
         config = self.config
         monitor = monitored(self.task, config.monitor)
-        has_validation = stage != "fit" or "validation" in self.datamodule.splits
-        problems = list(monitor_problems(self.task, monitor, has_validation, config.patience))
+        problems = list(monitor_problems(self.task, monitor, stage != "fit" or self._validates, config.patience))
         if stage == "fit":
             self.run.create()
             skeleton = self.model.skeleton()
@@ -164,42 +166,51 @@ class TrainerCLI(LightningCLI):
     def make_trainer(self, stage: str) -> Trainer:
         """Return the trainer of a stage, with the callbacks and trackers that the run needs."""
         settings = dict(self.config_init.trainer)
+        given = _listed(settings["callbacks"])
         throughput = Throughput()
-        own: list[Callback] = [Progress(throughput)]
+        own: list[Callback] = []
+        if settings["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in given):
+            own.append(Progress(throughput))
         if stage == "fit":
-            recorder = RunRecorder(self.run, throughput, self.datamodule.fingerprints)
-            own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run), recorder]
-            own += self._checkpoint_callbacks(bool(settings["enable_checkpointing"] in (None, True)))
-            if settings["logger"] in (None, True):
-                settings["logger"] = trackers(self.config.tracker, self.run, self.resolved)
-            if settings["max_epochs"] is None and settings["max_steps"] == -1 and settings["max_time"] is None:
+            own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run)]
+            own.append(RunRecorder(self.run, throughput, self.fingerprints))
+            own += self._checkpoint_callbacks(settings)
+            loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
+            settings["logger"] = [*trackers(self.config.tracker, self.run, self.resolved), *loggers]
+            if settings["max_epochs"] is None and settings["max_steps"] == -1:
                 settings["max_epochs"] = DEFAULT_EPOCHS
         else:
+            given = [one for one in given if not isinstance(one, Checkpoint)]
             settings |= {"logger": False, "enable_checkpointing": False}
-        given = settings["callbacks"] or []
-        settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
+        # ours first: Lightning takes the first checkpoint callback for the one that tells the best
+        settings["callbacks"] = [*own, *given]
         self.trainer = Trainer(**{**settings, "default_root_dir": str(self.run.path)})
         return self.trainer
 
-    def _checkpoint_callbacks(self, enabled: bool) -> list[Callback]:
-        if not enabled:
-            return []
+    def add_reference(self) -> None:
+        """Give the rows what the task must know of the model before it is trained or its weights are loaded."""
+        if self.task.needs_reference and self.model.adapter is None:
+            compute = partial(run_reference, self.model, self.trainer)
+            self.datamodule.add_columns(compute, reference_key(self.model, self.trainer, self.config.seed_everything))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the model that the run started from and the rows of each prepared split."""
+        return {"model": self.model.base.fingerprint, **self.datamodule.fingerprints}
+
+    def _checkpoint_callbacks(self, settings: Mapping[str, Any]) -> list[Callback]:
         monitor = monitored(self.task, self.config.monitor)
         mode = monitor_mode(self.task, monitor)
-        has_validation = "validation" in self.datamodule.splits
-        callbacks: list[Callback] = [
-            ModelCheckpoint(
-                dirpath=self.run.checkpoints,
-                filename="best",
-                monitor=f"val/{monitor}" if has_validation else None,
-                mode=mode,
-                save_last=True,
-                enable_version_counter=False,
-            )
-        ]
+        callbacks: list[Callback] = []
+        if settings["enable_checkpointing"] is not False:
+            callbacks.append(BestAndLast(self.run, f"val/{monitor}" if self._validates else None, mode))
         if self.config.patience is not None:
             callbacks.append(EarlyStopping(f"val/{monitor}", patience=self.config.patience, mode=mode))
         return callbacks
+
+    @property
+    def _validates(self) -> bool:
+        return "validation" in self.datamodule.splits and self.config.trainer.limit_val_batches != 0
 
     @rank_zero_only
     def save_inputs(self) -> None:
@@ -207,6 +218,11 @@ class TrainerCLI(LightningCLI):
         self.run.create()
         self.run.write_config(self.resolved)
         self.task.tokenizer.save_pretrained(self.run.tokenizer)
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a setting that may be one thing, several or none, as a list."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def default_name(arguments: Sequence[str]) -> str:

@@ -37,17 +37,17 @@ class MeanLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("targets", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, targets: int) -> None:
         """Add a batch whose loss is a mean over that many targets."""
-        self.total += loss.double() * targets
+        self.total += loss.float() * targets
         self.targets += targets
 
     def compute(self) -> Tensor:
         """Return the mean; NaN where there was no target."""
-        return (self.total / self.targets).float()
+        return self.total / self.targets
 
 
 def single_label_metrics(num_labels: int) -> MetricCollection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,6 +66,13 @@ class Base:
             raise InputError(checkpoint_problem("model.checkpoint", self.checkpoint, error)) from error
 
     @property
+    def fingerprint(self) -> str:
+        """What identifies the model that training starts from: its config, and its commit on the Hub."""
+        config = self.pretrained_config
+        text = f"{getattr(config, '_commit_hash', None)} {config.to_json_string(use_diff=False)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
     def torch_dtype(self) -> torch.dtype | str:
         """The dtype as torch's own object, or `auto`."""
         return self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -75,19 +83,17 @@ class Base:
         Raises:
             InputError: If the architecture cannot do the task.
         """
-        try:
-            with torch.device("meta"):
-                return self._auto_class(task).from_config(
-                    self.task_config(task), trust_remote_code=self.trust_remote_code
-                )
-        except ValueError as error:
-            raise InputError(self._misfit(task)) from error
+        with torch.device("meta"):
+            return self._initialise(task)
 
     def task_config(self, task: Task) -> PreTrainedConfig:
         """Return a copy of the config with the task's labels in it, and the tokenizer's vocabulary if from scratch."""
         values = self.pretrained_config.to_dict() | task.model_kwargs()
         if self.checkpoint is None:
             values |= _tokenizer_values(task.tokenizer)
+            if self.pretrained_config.is_encoder_decoder:
+                given = {key: self.config[key] for key in _DECODER_KEYS if key in self.config}
+                values |= _decoder_values(self.pretrained_config, task.tokenizer) | given
         config = type(self.pretrained_config).from_dict(values)
         config.name_or_path = self.checkpoint or ""
         return config
@@ -102,17 +108,31 @@ class Base:
             InputError: If the checkpoint is damaged or does not fit the task.
         """
         if self.checkpoint is None:
-            model = self._auto_class(task).from_config(
+            return self._initialise(task).train(), []
+        model, report = self._load(task)
+        new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+        # from_pretrained leaves the model in evaluation mode and Lightning keeps it there: dropout would be off
+        return model.train(), new
+
+    def _initialise(self, task: Task) -> PreTrainedModel:
+        """Return the model with random weights, on torch's current default device."""
+        if not self._fits(task):
+            raise InputError(self._misfit(task))
+        try:
+            return self._auto_class(task).from_config(
                 self.task_config(task),
                 trust_remote_code=self.trust_remote_code,
                 attn_implementation=self.attention,
                 dtype=torch.float32 if self.dtype == "auto" else self.torch_dtype,
             )
-            return model.train(), []
-        model, report = self._load(task)
-        new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-        # from_pretrained leaves the model in evaluation mode and Lightning keeps it there: dropout would be off
-        return model.train(), new
+        except (ImportError, ValueError) as error:
+            raise InputError(self._build_problem(error)) from error
+
+    def _build_problem(self, error: Exception) -> Problem:
+        text = " ".join(str(error).split())
+        if self.attention is not None and "attention" in text.lower():
+            return Problem("model.attention", text, "Leave it out to let transformers choose.")
+        return Problem("model.config" if self.checkpoint is None else "model.checkpoint", text)
 
     def _load(self, task: Task) -> tuple[PreTrainedModel, dict[str, Any]]:
         try:
@@ -290,3 +310,24 @@ def _close(model_type: str) -> str:
 def _tokenizer_values(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     return {"vocab_size": len(tokenizer), **ids}
+
+
+_DECODER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "decoder_vocab_size")
+
+
+def _decoder_values(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the tokens by which a decoder starts and ends: the tokenizer's, in the roles that the model type gives.
+
+    BART starts with its end token and forces it at the end, Marian and T5 start with padding.
+    """
+    default = type(config)()
+    values: dict[str, Any] = {"decoder_start_token_id": tokenizer.pad_token_id}
+    for key in _DECODER_KEYS[:3]:
+        given = getattr(default, key, None)
+        roles = [role for role in ("eos_token_id", "bos_token_id") if getattr(default, role, None) == given]
+        if given is not None and given != default.pad_token_id and roles:
+            own = getattr(tokenizer, roles[0])
+            values[key] = tokenizer.pad_token_id if own is None and key == "decoder_start_token_id" else own
+    if hasattr(default, "decoder_vocab_size"):
+        values["decoder_vocab_size"] = len(tokenizer)
+    return values

@@ -1,0 +1,187 @@
+"""Causal language modelling: continued pre-training, or training from scratch, on plain text and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tokenizers.processors import TemplateProcessing
+from transformers import DataCollatorForTokenClassification
+
+from lit_hf.data.blocks import byte_sizes, cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.errors import InputError, Problem
+from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torchmetrics import MetricCollection
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_NEW_TOKENS = 64
+
+
+class CausalLM(Task):
+    """Predict the next token of plain text.
+
+    Documents are tokenized, each is ended with the tokenizer's end token, and they are joined and cut to blocks of one
+    length; what is left over at the end of a thousand rows makes a shorter block. Blank rows are left out. The first
+    token of a block is not predicted, all others are, the end tokens too. Within a block attention crosses from one
+    document to the next: only the end token tells them apart.
+
+    Args:
+        text: Column with the text; each row is a document.
+        block_length: Tokens of a block; by default the longest input, and 1,024 at most.
+        generation: Arguments of `generate` for prediction, which continues a text; by default 64 tokens more, greedily.
+    """
+
+    auto_class = "AutoModelForCausalLM"
+    pipeline_tag = "text-generation"
+    peft_task_type = "CAUSAL_LM"
+
+    def __init__(
+        self, text: str = "text", block_length: int | None = None, generation: dict[str, Any] | None = None
+    ) -> None:
+        self.text = text
+        self.block_length = block_length
+        self._length = 0  # that of the blocks, once bound
+        self.generation = {"max_new_tokens": MAX_NEW_TOKENS} if generation is None else dict(generation)
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
+        """Take the tokenizer, and see to it that it has an end token.
+
+        Raises:
+            InputError: If it has none, or the blocks would be longer than its limit.
+        """
+        super().bind(tokenizer, labels)
+        if tokenizer.eos_token_id is None:
+            _end_with_separator(tokenizer)
+        self._length = resolve_length(tokenizer, self.block_length)
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The text column."""
+        return [self.text]
+
+    @property
+    def target_columns(self) -> list[str]:
+        """None beside the text, which is its own target."""
+        return []
+
+    def check(self, rows: Dataset) -> Iterator[RowProblem]:
+        """Find text that is missing, and whether all of it is blank."""
+        return document_problems(rows[self.text][:], self.text)
+
+    def check_inputs(self, rows: Dataset) -> Iterator[RowProblem]:
+        """Find text that is missing or blank."""
+        return text_problems(rows[self.text][:], self.text)
+
+    def encode(self, examples: Examples) -> Examples:
+        """Join the documents and cut them to blocks.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels` of a block, and `text_bytes`: how many UTF-8 bytes of text its
+            labels are.
+        """
+        tokens: list[int] = []
+        sizes: list[int] = []
+        texts = [text for text in examples[self.text] if not is_blank(text)]
+        for ids, widths in self._documents(texts):
+            tokens += ids
+            sizes += widths
+        blocks, widths = cut_blocks(tokens, self._length), cut_blocks(sizes, self._length)
+        if blocks and len(blocks[-1]) == 1:  # a lone end token, before which nothing could be read
+            blocks.pop()
+        return {
+            "input_ids": blocks,
+            "attention_mask": [[1] * len(block) for block in blocks],
+            "labels": [[-100, *block[1:]] for block in blocks],
+            "text_bytes": [sum(widths[index][1:]) for index in range(len(blocks))],
+        }
+
+    def _documents(self, texts: list[str]) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield the tokens of each document, its end included, and how many bytes of its text each one is."""
+        start, end = self._start(), self.tokenizer.eos_token_id
+        fast = self.tokenizer.is_fast
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+        for index, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
+            # A tokenizer without offsets has all bytes of a document counted at its end.
+            widths = (
+                byte_sizes(text, encoded["offset_mapping"][index])
+                if fast
+                else [0] * len(ids) + [len(text.encode(errors="surrogatepass"))]
+            )
+            yield [*start, *ids, end], [0] * len(start) + widths
+
+    def _start(self) -> list[int]:
+        """Return the token that the tokenizer puts before every text, if it does so."""
+        framed = self.tokenizer("")["input_ids"]
+        return framed[:1] if framed and framed[0] == self.tokenizer.bos_token_id else []
+
+    def encode_inputs(self, examples: Examples) -> Examples:
+        """Tokenize prompts; of long ones the end is kept, so that what is generated still fits in."""
+        encoded = self.tokenizer(examples[self.text], add_special_tokens=False, verbose=False)
+        start = self._start()
+        room = max(1, int(self.tokenizer.model_max_length) - self._new_tokens() - len(start))
+        ids = [[*start, *row[-room:]] for row in encoded["input_ids"]]
+        return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+
+    def _new_tokens(self) -> int:
+        return int((self.generation or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+
+    def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
+        """Return what pads blocks on the right, their labels with -100, and prompts on the left."""
+        return _PaddingCollator(self.tokenizer, pad_to_multiple_of)
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """Return the model's output with its own loss."""
+        return model(**{name: value for name, value in batch.items() if name != "text_bytes"})
+
+    def metrics(self) -> MetricCollection:
+        """Return perplexity and bits per byte."""
+        from torchmetrics import MetricCollection
+
+        from lit_hf.evaluation.language_modelling import BitsPerByte, Perplexity
+
+        return MetricCollection({"perplexity": Perplexity(), "bits_per_byte": BitsPerByte()})
+
+    def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
+        """Add a batch's loss, and how many tokens and bytes it is about."""
+        targets = (batch["labels"][:, 1:] != -100).sum()
+        metrics.update(loss=outputs.loss.detach(), targets=targets, text_bytes=batch["text_bytes"].sum())
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
+        """Return the continuation of each text as `generated_text`, without the text itself."""
+        arguments = {"pad_token_id": self.tokenizer.pad_token_id, **(self.generation or {})}
+        generated = model.generate(**batch, **arguments)  # type: ignore[operator]  # a method that mypy takes for a Tensor
+        texts = self.tokenizer.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [{"generated_text": text} for text in texts]
+
+
+class _PaddingCollator:
+    """Pads blocks on the right and prompts on the left. A class, so that workers can be sent it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._pad_to_multiple_of = pad_to_multiple_of
+        self._blocks = DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        if "labels" in rows[0]:
+            return self._blocks(rows)
+        padded = self._tokenizer.pad(
+            rows, padding_side="left", pad_to_multiple_of=self._pad_to_multiple_of, return_tensors="pt"
+        )
+        return dict(padded)
+
+
+def _end_with_separator(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer of encoders one of decoders: its separator ends documents, and no text is framed any more.
+
+    Raises:
+        InputError: If it has no separator.
+    """
+    if tokenizer.sep_token is None or not tokenizer.is_fast:
+        cure = "Choose the tokenizer of a decoder (GPT-2, Llama, Qwen), or train one (data.tokenizer.train)."
+        raise InputError(Problem("data.tokenizer", "the tokenizer has no end token, which ends a document.", cure))
+    tokenizer.eos_token = tokenizer.sep_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")

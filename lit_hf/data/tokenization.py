@@ -29,6 +29,9 @@ _SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 
+_ENDS = {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+"""The frame's tokens tell a model that generates where a text starts and ends."""
+
 SMALLEST_VOCABULARY = 256 + len(_SPECIAL_TOKENS)
 
 
@@ -169,7 +172,7 @@ def _trained(settings: TokenizerTraining, rows: Dataset | None, columns: Sequenc
     if settings.vocab_size < SMALLEST_VOCABULARY:
         what = f"{settings.vocab_size} tokens are too few for the 256 bytes and {len(_SPECIAL_TOKENS)} special tokens."
         raise InputError(Problem("data.tokenizer.train.vocab_size", what, f"Give at least {SMALLEST_VOCABULARY}."))
-    recipe = [settings.vocab_size, sorted(columns), rows._fingerprint, "byte-level BPE 1"]
+    recipe = [settings.vocab_size, sorted(columns), rows._fingerprint, "byte-level BPE 2"]
     name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     folder = cache_folder("tokenizers") / name
     with FileLock(f"{folder}.lock"):
@@ -190,7 +193,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size: Number of tokens, special ones included.
 
     Returns:
-        A tokenizer that frames texts as `[CLS] text [SEP]` and `[CLS] text [SEP] pair [SEP]`.
+        A tokenizer that frames texts as `[CLS] text [SEP]` and `[CLS] text [SEP] pair [SEP]`; these two are its tokens
+        of start and end too.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -208,7 +212,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=frame
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **_SPECIAL_TOKENS
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **_SPECIAL_TOKENS, **_ENDS
     )
 
 

@@ -45,6 +45,7 @@ class Checker:
         self._options = options
         self._chosen: dict[str, _Chosen] = {}
         self._secrets: set[str] = set()
+        self._lists: set[str] = set()
 
     def check_file(self, value: Value) -> None:
         """Check what a config file says."""
@@ -85,12 +86,26 @@ class Checker:
             if inner is not None:
                 self._check_group(group, inner)
         elif isinstance(value.content, dict):
+            self._lists.discard(group.key)
             for name, item in value.content.items():
                 self._check_key(group, str(name), item)
+        elif isinstance(value.content, list) and group.block is not None:
+            self._check_list(group, group.block, value)
         elif value.content is None:
             self._add(group.key, value.place, "is empty.", "Indent the keys that belong to it, or remove it.")
         else:
             self._add_wrong(group.key, value, "a block of keys")
+
+    def _check_list(self, group: Option, block: type, value: Value) -> None:
+        """Check a list of blocks. jsonargparse would fill it up with what was given before: that is refused."""
+        if any(key.startswith((f"{group.key}.", f"{group.key}[")) for key in self.given):
+            cure = f"Give {group.key} in one place."
+            self._add(group.key, value.place, "there is a list here, but other values were given before.", cure)
+        self._lists.add(group.key)
+        for index, item in enumerate(value.content):
+            options = class_options(block, f"{group.key}[{index}]", block)
+            if options is not None:
+                self._check_group(options, item)
 
     def _read_inner_file(self, key: str, value: Value) -> Value | None:
         """Read a block that is in a file of its own: `model: model.yaml`, relative to the file that says so."""
@@ -112,6 +127,9 @@ class Checker:
             self._add_unknown(group, name, value)
         elif option.source:
             self._add(option.key, value.place, f"always follows {option.source}.", f"Set {option.source} instead.")
+        elif option.key in self._lists and rest:
+            what = f"{option.key} is a list, so it has no {rest!r}."
+            self._add(f"{option.key}.{rest}", value.place, what, f"Give the whole list, or one block: {option.key}.")
         elif option.options and rest:
             self._check_key(option, rest, value)
         elif option.options:

@@ -30,12 +30,14 @@ class Option:
         key: Its dotted key.
         action: The parser's own; None for a group.
         options: What is in the group, by name; empty for a single option.
+        block: The settings in the group, where a list of such groups may be given, too.
         source: The key that always sets this one, where it is linked and cannot be set itself.
     """
 
     key: str
     action: Action | None = None
     options: dict[str, Option] = field(default_factory=dict)
+    block: type | None = None
     source: str = ""
 
     @property
@@ -92,8 +94,16 @@ def read_options(parser: ArgumentParser, key: str = "") -> Option:
         if arrow:
             _place(root, action.dest).source = source
         elif action.default != SUPPRESS and action.dest != "config":
-            _place(root, action.dest).action = action
+            _fill(_place(root, action.dest), action)
     return root
+
+
+def _fill(option: Option, action: Action) -> None:
+    option.action = action
+    option.block = words.listed_block(option.hint)
+    if option.block is not None:
+        inner = class_options(option.block, option.key, option.hint)
+        option.options = inner.options if inner else {}
 
 
 def _place(root: Option, name: str) -> Option:

@@ -72,6 +72,13 @@ def is_closed(base: type) -> bool:
     return dataclasses.is_dataclass(base) and not base.__subclasses__()
 
 
+def listed_block(hint: Any) -> type | None:
+    """Return the plain settings of which a type admits one block or a list of blocks; None for other types."""
+    members = alternatives(hint)
+    blocks = [member for member in members if inspect.isclass(member) and dataclasses.is_dataclass(member)]
+    return next((block for block in blocks if is_closed(block) and list[block] in members), None)  # type: ignore[valid-type]
+
+
 def admits_scalar(hint: Any) -> bool:
     """Say whether text or a number is a value of the type, so that text in its place need not name a class."""
     members = [member for member in alternatives(hint) if member not in (type(None), bool)]

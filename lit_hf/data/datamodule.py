@@ -17,6 +17,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lit_hf.data.batching import Arrangement, BatchLoader, BatchOrder, row_lengths
 from lit_hf.data.columns import check_columns, check_rows, with_inner_columns
 from lit_hf.data.encoding import Lengths, encode
+from lit_hf.data.mixing import Mixing, Stopping, load_mixed
 from lit_hf.data.precomputed import Columns, with_columns
 from lit_hf.data.sources import Source, Split, load_splits
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
@@ -39,7 +40,11 @@ class LitDataModule(LightningDataModule):
 
     Args:
         task: The task; it says which columns are read and how they are encoded.
-        source: Where the rows come from.
+        source: Where the rows come from; a list of sources is mixed.
+        mixing: How the training rows of several sources (a list as `source`) are mixed: they follow each other, or are
+            drawn by the sources' weights.
+        stopping: When drawing ends: with the first source that has no more rows, or, with rows of the smaller sources
+            repeated, once all rows of all sources were drawn.
         tokenizer: Which tokenizer; the model's own by default.
         max_length: Longest input in tokens, longer ones are cut; the tokenizer's own limit where it is left out.
         batch_size: Rows of a training batch on one device.
@@ -66,7 +71,9 @@ class LitDataModule(LightningDataModule):
     def __init__(
         self,
         task: Task,
-        source: Source,
+        source: Source | list[Source] = Source(),  # noqa: B008
+        mixing: Mixing = "concatenate",
+        stopping: Stopping = "first_exhausted",
         tokenizer: TokenizerSettings = TokenizerSettings(),  # noqa: B008
         max_length: int | None = None,
         batch_size: int = 32,
@@ -84,6 +91,8 @@ class LitDataModule(LightningDataModule):
         super().__init__()
         self.task = task
         self.source = source
+        self.mixing: Mixing = mixing
+        self.stopping: Stopping = stopping
         self.tokenizer_settings = tokenizer
         self.max_length = max_length
         self.batch_size = batch_size
@@ -118,14 +127,11 @@ class LitDataModule(LightningDataModule):
             self._prepare(stage, needed)
 
     def _prepare(self, stage: Stage, needed: Sequence[str]) -> None:
-        loaded = load_splits(self.source, self._splits_to_load(stage))
-        columns = [*self.task.input_columns, *self.task.target_columns, *self.task.optional_columns]
-        for split in loaded.values():
-            split.rows = with_inner_columns(split.rows, columns)
+        loaded = self._load(self._splits_to_load(stage))
         splits = {name: loaded[name] for name in needed if name in loaded}
         if (missing := _NEEDED[stage][0]) not in splits:
-            cure = f"Name its rows as data.source.{missing}."
-            raise InputError(Problem(f"data.source.{missing}", f"there is no {missing} split.", cure))
+            key = f"data.source.{missing}" if isinstance(self.source, Source) else f"data.source[0].{missing}"
+            raise InputError(Problem(key, f"there is no {missing} split.", f"Name its rows as {key}."))
         if stage == "fit" and "validation" not in splits:
             logger.warning("There is no validation split, so nothing tells which checkpoint is the best.")
         train_rows = loaded.get("train", splits[missing]).rows
@@ -142,6 +148,16 @@ class LitDataModule(LightningDataModule):
         for name, split in splits.items():
             self.splits[name] = split
             self.encoded[name], self.lengths[name] = encode(split.rows, self.task, name, self.num_proc)
+
+    def _load(self, names: Sequence[str]) -> dict[str, Split]:
+        columns = [*self.task.input_columns, *self.task.target_columns]
+        optional = self.task.optional_columns
+        if not isinstance(self.source, Source):
+            return load_mixed(self.source, names, columns, optional, self.mixing, self.stopping)
+        loaded = load_splits(self.source, names)
+        for split in loaded.values():
+            split.rows = with_inner_columns(split.rows, [*columns, *optional])
+        return loaded
 
     def _check_settings(self) -> Iterator[Problem]:
         for key in ("max_length", "batch_size", "eval_batch_size", "pad_to_multiple_of", "num_proc"):

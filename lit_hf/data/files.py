@@ -114,9 +114,8 @@ def _not_found(pattern: str, key: str) -> Problem:
     if glob.has_magic(pattern):
         return Problem(key, f"no file matches {pattern!r} (from {Path.cwd()}).", "Mend the pattern.")
     if path.is_dir():
-        return Problem(
-            key, f"{pattern} is a folder.", f"Name its files ({path / '*.jsonl'}), or give it as data.source.path."
-        )
+        cure = f"Name its files ({path / '*.jsonl'}), or give it as {key.rpartition('.')[0]}.path."
+        return Problem(key, f"{pattern} is a folder.", cure)
     if not path.parent.is_dir():
         return Problem(key, f"there is no file {pattern}, nor its folder (from {Path.cwd()}).", "Mend the path.")
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
@@ -137,8 +136,12 @@ def _check_formats(paths: Sequence[Path], key: str) -> Iterator[Problem]:
         )
 
 
-def files_by_split(folder: str) -> dict[str, list[str]]:
+def files_by_split(folder: str, key: str = "data.source") -> dict[str, list[str]]:
     """Return the files of a folder by the split that they are named after (`train.csv`, `dev-00000-of-00002.parquet`).
+
+    Args:
+        folder: The folder.
+        key: The config key of the source that names it.
 
     Raises:
         InputError: If no file is named after a split.
@@ -155,9 +158,9 @@ def files_by_split(folder: str) -> dict[str, list[str]]:
         there = ", ".join(path.name for path in candidates[:10]) or "nothing"
         raise InputError(
             Problem(
-                "data.source.path",
+                f"{key}.path",
                 f"{folder} holds no train.*, validation.* or test.* file, only: {there}.",
-                "Name the files themselves (data.source.train).",
+                f"Name the files themselves ({key}.train).",
             )
         )
     return files
@@ -168,8 +171,12 @@ def is_saved(folder: str) -> bool:
     return any(Path(folder, name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def read_saved(folder: str) -> Mapping[str, Dataset]:
+def read_saved(folder: str, key: str = "data.source") -> Mapping[str, Dataset]:
     """Read a folder that `save_to_disk` wrote; a single dataset is the train split.
+
+    Args:
+        folder: The folder.
+        key: The config key of the source that names it.
 
     Raises:
         InputError: If its files are damaged.
@@ -178,7 +185,7 @@ def read_saved(folder: str) -> Mapping[str, Dataset]:
         saved = datasets.load_from_disk(folder)
     except Exception as error:
         raise InputError(
-            Problem("data.source.path", f"{folder} cannot be loaded: {error}.", "Save it again with save_to_disk.")
+            Problem(f"{key}.path", f"{folder} cannot be loaded: {error}.", "Save it again with save_to_disk.")
         ) from error
     return saved if isinstance(saved, DatasetDict) else {"train": saved}
 

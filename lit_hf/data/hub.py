@@ -26,13 +26,14 @@ def is_local(path: str) -> bool:
     return Path(path).expanduser().exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
-def read_hub(path: str, name: str | None, revision: str | None) -> Mapping[str, Dataset]:
+def read_hub(path: str, name: str | None, revision: str | None, key: str = "data.source") -> Mapping[str, Dataset]:
     """Load all splits of a dataset on the Hub.
 
     Args:
         path: Its id.
         name: Its configuration; may be left out where there is only one.
         revision: Branch, tag or commit.
+        key: The config key of the source that names it.
 
     Raises:
         InputError: If it is not there or cannot be reached; names the cause.
@@ -42,9 +43,9 @@ def read_hub(path: str, name: str | None, revision: str | None) -> Mapping[str, 
     except Exception as error:
         if isinstance(error, ValueError) and "onfig" in str(error):
             cure = "Choose one of its configurations."
-            raise InputError(Problem("data.source.name", f"{path}: {_message(error)}", cure)) from error
+            raise InputError(Problem(f"{key}.name", f"{path}: {_message(error)}", cure)) from error
         cause = _ask(path, revision) if isinstance(error, DatasetNotFoundError) else error
-        raise InputError(hub_problem("data.source.path", path, "dataset", cause or error)) from error
+        raise InputError(hub_problem(f"{key}.path", path, "dataset", cause or error)) from error
 
 
 def _ask(path: str, revision: str | None) -> BaseException | None:

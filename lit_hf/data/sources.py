@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, ReadInstruction, concatenate_datasets
 
 from lit_hf.data.files import files_by_split, find_files, is_saved, read_saved
 from lit_hf.data.hub import is_local, read_hub
+from lit_hf.data.renaming import rename_columns
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
 
 logger = logging.getLogger("lit_hf")
@@ -35,7 +37,8 @@ class Source:
         name: Configuration of the dataset on the Hub (`sst2`).
         revision: Branch, tag or commit of the dataset on the Hub.
         train: Files to train on: a path, a pattern (`data/part-*.jsonl`) or a list; JSON, JSON lines, CSV, TSV,
-            Parquet, Arrow or text by their extension. With `path`: the name of the split there.
+            Parquet, Arrow or text by their extension. With `path`: the name of the split there, or a part of it
+            (`train[:10%]`).
         validation: The same for validation.
         test: The same for testing.
         generator: Function that yields the training rows as dicts, by its import path (`my_package.rows`).
@@ -43,6 +46,10 @@ class Source:
             in every run. 0 holds out none.
         limit: Use at most that many rows of each split, drawn at random but the same ones in every run; or of one, as
             in `{train: 1000}`.
+        columns: What the columns are called here, by the name that the task reads: `{text: review, label: stars}`; a
+            dot leads into a nested column (`translation.en`).
+        weight: Share of the training rows that are drawn from here, where several sources are interleaved; relative to
+            the weights of the others.
     """
 
     path: str | None = None
@@ -54,6 +61,8 @@ class Source:
     generator: Callable[[], Iterator[dict[str, Any]]] | None = None
     validation_share: float = 0.1
     limit: int | dict[str, int] | None = None
+    columns: dict[str, str] | None = None
+    weight: float = 1.0
 
 
 @dataclass
@@ -86,12 +95,13 @@ class Split:
         return Split(self.rows.select(chosen), self.origin, self.key, indices)
 
 
-def load_splits(source: Source, names: Sequence[str] = SPLITS) -> dict[str, Split]:
+def load_splits(source: Source, names: Sequence[str] = SPLITS, key: str = "data.source") -> dict[str, Split]:
     """Load splits of a source; validation is cut off the training rows where the source has none.
 
     Args:
         source: Where the rows come from.
         names: The splits that are wanted.
+        key: The config key of the source.
 
     Returns:
         The splits by name, without those that the source does not have.
@@ -99,14 +109,14 @@ def load_splits(source: Source, names: Sequence[str] = SPLITS) -> dict[str, Spli
     Raises:
         InputError: If the source cannot be read; names the file and line where it can be told.
     """
-    raise_problems(_check_settings(source))
-    available = _available(source)
+    raise_problems(_check_settings(source, key))
+    available = _available(source, key)
     splits: dict[str, Split] = {}
     problems: list[Problem] = []
 
     def read(name: str) -> bool:
         try:
-            split = _read(source, available, name)
+            split = _read(source, available, name, key)
         except InputError as error:
             problems.extend(error.problems)
             return True
@@ -122,71 +132,88 @@ def load_splits(source: Source, names: Sequence[str] = SPLITS) -> dict[str, Spli
             read("train")
         if needs_cut and "train" in splits and len(splits["train"].rows) > 1:
             splits["train"], splits["validation"] = _cut(splits["train"], source.validation_share)
-            logger.info("validation: %s of the training rows are held out", f"{len(splits['validation'].rows):,}")
+            count = f"{len(splits['validation'].rows):,}"
+            logger.info("validation: %s of the training rows%s are held out", count, _of(key))
     raise_problems(problems)
     return {name: _limit(splits[name], name, source.limit) for name in SPLITS if name in names and name in splits}
 
 
-def _check_settings(source: Source) -> Iterator[Problem]:
+def concatenate(splits: Sequence[Split], key: str) -> Split:
+    """Return the rows of several splits, one after the other, each with its own place.
+
+    Args:
+        splits: Splits whose columns have the same features.
+        key: The config key that names them together.
+    """
+    ends = np.cumsum([len(split.rows) for split in splits])
+
+    def origin(row: int) -> str:
+        part = int(np.searchsorted(ends, row, side="right"))
+        return splits[part].place(row - int(ends[part]) + len(splits[part].rows))
+
+    return Split(concatenate_datasets([split.rows for split in splits]), origin, key)
+
+
+def _check_settings(source: Source, key: str) -> Iterator[Problem]:
     files = [name for name in SPLITS if getattr(source, name)]
     if source.path is None and source.generator is None and not files:
         yield Problem(
-            "data.source",
+            key,
             "no data is named.",
-            "Name files (data.source.train: rows.jsonl), or a dataset on the Hub or a folder (data.source.path).",
+            f"Name files ({key}.train: rows.jsonl), or a dataset on the Hub or a folder ({key}.path).",
         )
     if source.generator is not None:
         if not inspect.isgeneratorfunction(source.generator):
             name = getattr(source.generator, "__qualname__", repr(source.generator))
-            yield Problem("data.source.generator", f"{name} is no generator function.", "It must yield rows, as dicts.")
+            yield Problem(f"{key}.generator", f"{name} is no generator function.", "It must yield rows, as dicts.")
         if source.path is not None or source.train:
             other = "path" if source.path is not None else "train"
-            yield Problem(
-                f"data.source.{other}", "the training rows come from data.source.generator.", "Leave one out."
-            )
-    for key in ("name", "revision"):
-        if getattr(source, key) is not None and (source.path is None or is_local(source.path)):
-            yield Problem(f"data.source.{key}", "only a dataset on the Hub has one.", "Leave it out.")
-    yield from _check_sizes(source)
+            yield Problem(f"{key}.{other}", f"the training rows come from {key}.generator.", "Leave one out.")
+    for name in ("name", "revision"):
+        if getattr(source, name) is not None and (source.path is None or is_local(source.path)):
+            yield Problem(f"{key}.{name}", "only a dataset on the Hub has one.", "Leave it out.")
+    yield from _check_sizes(source, key)
 
 
-def _check_sizes(source: Source) -> Iterator[Problem]:
+def _check_sizes(source: Source, key: str) -> Iterator[Problem]:
     if not 0 <= source.validation_share < 1:
         yield Problem(
-            "data.source.validation_share", f"{source.validation_share} is no share.", "Give 0, or more and below 1."
+            f"{key}.validation_share", f"{source.validation_share} is no share.", "Give 0, or more and below 1."
         )
+    if not (source.weight > 0 and np.isfinite(source.weight)):
+        yield Problem(f"{key}.weight", f"{source.weight} is no weight.", "Give a number above 0.")
     limits = source.limit if isinstance(source.limit, dict) else {"": source.limit}
     for name, limit in limits.items():
         if name and name not in SPLITS:
-            yield Problem("data.source.limit", f"there is no split {name!r}.", nearest(name, SPLITS))
+            yield Problem(f"{key}.limit", f"there is no split {name!r}.", nearest(name, SPLITS))
         elif limit is not None and limit < 1:
-            yield Problem("data.source.limit", f"{limit} rows are too few.", "Give at least 1, or leave it out.")
+            yield Problem(f"{key}.limit", f"{limit} rows are too few.", "Give at least 1, or leave it out.")
 
 
-def _available(source: Source) -> Mapping[str, Callable[[], Split]]:
+def _available(source: Source, key: str) -> Mapping[str, Callable[[], Split]]:
     """Return what reads each split of the source, by the split's name there."""
     if source.path is None:
         named = {name: getattr(source, name) for name in SPLITS if getattr(source, name)}
-        readers = {name: partial(_from_files, files, f"data.source.{name}") for name, files in named.items()}
-        return readers | ({"train": partial(_from_generator, source.generator)} if source.generator else {})
+        readers = {name: partial(_from_files, files, f"{key}.{name}") for name, files in named.items()}
+        return readers | ({"train": partial(_from_generator, source.generator, key)} if source.generator else {})
     if not is_local(source.path):
-        stored = read_hub(source.path, source.name, source.revision)
+        stored = read_hub(source.path, source.name, source.revision, key)
     else:
-        folder = _folder(source.path)
+        folder = _folder(source.path, key)
         if not is_saved(folder):
-            files = files_by_split(folder)
-            return {name: partial(_from_files, files[name], "data.source.path") for name in files}
-        stored = read_saved(folder)
-    return {name: partial(_from_stored, rows, f"{source.path} {name}") for name, rows in stored.items()}
+            files = files_by_split(folder, key)
+            return {name: partial(_from_files, files[name], f"{key}.path") for name in files}
+        stored = read_saved(folder, key)
+    return {name: partial(_from_stored, rows, f"{source.path} {name}", key) for name, rows in stored.items()}
 
 
-def _folder(path: str) -> str:
+def _folder(path: str, key: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_file():
-        raise InputError(Problem("data.source.path", f"{path} is a file.", f"Name it as data.source.train: {path}."))
+        raise InputError(Problem(f"{key}.path", f"{path} is a file.", f"Name it as {key}.train: {path}."))
     if not folder.is_dir():
         what = f"there is no folder {path} (from {Path.cwd()})."
-        raise InputError(Problem("data.source.path", what, "Check the path."))
+        raise InputError(Problem(f"{key}.path", what, "Check the path."))
     return str(folder)
 
 
@@ -195,41 +222,62 @@ def _from_files(patterns: str | list[str], key: str) -> Split:
     return Split(files.read(), files.place, key)
 
 
-def _from_stored(rows: Dataset, name: str) -> Split:
-    return Split(rows, lambda row: f"{name} row {row}", "data.source.path")
+def _from_stored(rows: Dataset, name: str, key: str) -> Split:
+    return Split(rows, lambda row: f"{name} row {row}", f"{key}.path")
 
 
-def _from_generator(generator: Callable[[], Iterator[dict[str, Any]]]) -> Split:
+def _from_generator(generator: Callable[[], Iterator[dict[str, Any]]], key: str) -> Split:
     rows = list(generator())
     name = f"{generator.__module__}.{generator.__qualname__}"
     try:
-        return Split(Dataset.from_list(rows), lambda row: f"{name} row {row}", "data.source.generator")
+        return Split(Dataset.from_list(rows), lambda row: f"{name} row {row}", f"{key}.generator")
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             Problem(
-                "data.source.generator",
+                f"{key}.generator",
                 f"{name} yields rows that do not fit together: {error}.",
                 "It must yield dicts of one shape.",
             )
         ) from error
 
 
-def _read(source: Source, available: Mapping[str, Callable[[], Split]], name: str) -> Split | None:
+def _read(source: Source, available: Mapping[str, Callable[[], Split]], name: str, key: str) -> Split | None:
     """Read a split of the source, None where it has none; an empty one is an error."""
     called = getattr(source, name) if source.path is not None else None
-    if called is not None and (isinstance(called, list) or called not in available):
-        raise InputError(
-            Problem(f"data.source.{name}", f"{source.path} has no split {called!r}.", nearest(str(called), available))
-        )
-    reader = available.get(called or name)
-    if reader is None:
+    if called is None and name not in available:
         return None
-    split = reader()
+    if called is None or (isinstance(called, str) and called in available):
+        split = available[called or name]()
+    else:
+        split = _slice(called, available, f"{key}.{name}", str(source.path))
     if not len(split.rows):
         raise InputError(
             Problem(split.key, f"the {name} split has no rows.", "Give one that has rows, or leave it out.")
         )
+    if source.columns:
+        split.rows = rename_columns(split.rows, source.columns, f"{key}.columns", split.place(0))
     return split
+
+
+def _slice(called: str | list[str], available: Mapping[str, Callable[[], Split]], key: str, path: str) -> Split:
+    """Read parts of splits in the syntax of `datasets`: `train[:10%]`, `train[100:]+validation`."""
+    names = re.split(r"\[[^]]*\]|\+", called) if isinstance(called, str) else []
+    if unknown := [part for part in map(str.strip, names or [str(called)]) if part and part not in available]:
+        raise InputError(Problem(key, f"{path} has no split {unknown[0]!r}.", nearest(unknown[0], available)))
+    splits = {name: available[name]() for name in dict.fromkeys(filter(None, map(str.strip, names)))}
+    try:
+        instruction = ReadInstruction.from_spec(called)
+        parts = instruction.to_absolute({name: len(split.rows) for name, split in splits.items()})
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            Problem(key, f"{called!r} is no part of a split: {error}", "Write train[:10%], e.g.")
+        ) from error
+    taken = [splits[part.splitname].take(np.arange(part.from_, part.to)) for part in parts]
+    return taken[0] if len(taken) == 1 else concatenate(taken, key)
+
+
+def _of(key: str) -> str:
+    return f" of {key}" if key.endswith("]") else ""
 
 
 def _cut(train: Split, share: float) -> tuple[Split, Split]:

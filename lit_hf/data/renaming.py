@@ -1,0 +1,48 @@
+"""Renaming: a source's columns get the names by which the task reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from datasets import Dataset, concatenate_datasets
+
+from lit_hf.errors import Problem, nearest, raise_problems
+
+
+def rename_columns(rows: Dataset, columns: Mapping[str, str], key: str, place: str) -> Dataset:
+    """Return rows whose columns are called as the task calls them; columns that are not named keep their names.
+
+    Args:
+        rows: The rows.
+        columns: The present name of each column by its new one; a dot leads into a nested column.
+        key: The config key that names the columns.
+        place: The place of the first row, for the problems.
+
+    Raises:
+        InputError: If a column is not there.
+    """
+    found = {new: _find(rows, name) for new, name in columns.items()}
+    raise_problems(
+        Problem(f"{key}.{new}", f"there is no column {name!r} ({place}).", nearest(name, rows.column_names))
+        for new, name in columns.items()
+        if found[new] is None
+    )
+    renamed = [
+        column.rename_column(columns[new], new)
+        for new, column in found.items()
+        if column is not None and new != columns[new]
+    ]
+    replaced = [name for name in rows.column_names if name in columns or name in columns.values()]
+    kept = rows.remove_columns([name for name in replaced if columns.get(name) != name])
+    return concatenate_datasets([*([kept] if kept.column_names else []), *renamed], axis=1)
+
+
+def _find(rows: Dataset, name: str) -> Dataset | None:
+    """Return rows with one column alone, which may be inside of another (`translation.en`); None if there is none."""
+    if name in rows.column_names:
+        return rows.select_columns(name)
+    head = name.partition(".")[0]
+    if head not in rows.column_names:
+        return None
+    flat = rows.select_columns(head).flatten(max_depth=name.count(".") + 1)
+    return flat.select_columns(name) if name in flat.column_names else None

@@ -16,7 +16,7 @@ from lit_hf.evaluation.report import confusion_report
 from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
     from rich.console import RenderableType
     from torch import Tensor
     from torchmetrics import MetricCollection
@@ -62,7 +62,9 @@ class TextClassification(Task):
         self.join = join
         self.class_weights = class_weights
         self.label_smoothing = label_smoothing
-        self.label_is_id = False  # a ClassLabel's integers are ids even where its names are digits too
+        # a ClassLabel's integers are ids even where its names are digits too; values that labels were learnt from are
+        # names, also where they are integers
+        self.given_as: Literal["ids", "names", "either"] = "either"
         self.labels = list(self.label) if labels is None and len(self.label) > 1 else labels
         raise_problems(self._setting_problems())
 
@@ -89,12 +91,12 @@ class TextClassification(Task):
         return self.label
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the labels and the weights of the classes."""
-        return {"labels": self.labels, "class_weights": self.class_weights}
+        """Return the labels, how the data gives them, and the weights of the classes."""
+        return {"labels": self.labels, "given_as": self.given_as, "class_weights": self.class_weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back the labels and the weights of the classes."""
-        self.labels, self.class_weights = state["labels"], state["class_weights"]
+        """Take back what `state_dict` returned."""
+        self.labels, self.given_as, self.class_weights = state["labels"], state["given_as"], state["class_weights"]
 
     # labels
 
@@ -102,13 +104,24 @@ class TextClassification(Task):
         """Return the names of a ClassLabel, or the values of the label column in their order.
 
         Raises:
-            InputError: If the labels are numbers with fractions, or of several types.
+            InputError: If the labels are numbers with fractions, or there is only one.
         """
         if self.kind == "regression":
             return None
-        self._read_features(rows.features)
-        if self.labels is None:
-            self.labels = class_names(rows.features, self.label[0]) or self._values(rows)
+        names = class_names(rows.features, self.label[0]) if len(self.label) == 1 else None
+        if names is not None:
+            self.given_as = "ids"
+        elif self.labels is None:
+            self.given_as = "names"
+        self.labels = self.labels or names or self._values(rows)
+        if len(self.labels) < 2 and self.kind == "single_label":
+            raise InputError(
+                Problem(
+                    f"column {self.label[0]}",
+                    f"there is only one label, {', '.join(self.labels)}, so there is nothing to tell apart.",
+                    "Give rows of two classes or more, or name the labels in task.labels.",
+                )
+            )
         if self.class_weights == "balanced":
             counts = Counter(self._label_id(value) for value in rows[self.label[0]])
             total = sum(counts.values())
@@ -122,9 +135,6 @@ class TextClassification(Task):
                 if name not in self.labels
             )
         return self.labels
-
-    def _read_features(self, features: Features) -> None:
-        self.label_is_id = len(self.label) == 1 and class_names(features, self.label[0]) is not None
 
     def _values(self, rows: Dataset) -> list[str]:
         cells = (value if isinstance(value, list) else [value] for value in rows[self.label[0]])
@@ -144,9 +154,10 @@ class TextClassification(Task):
         """Return the id of a label given as name or id, or None if there is no such label."""
         labels = self.labels or []
         name = _name(value)
-        if not self.label_is_id and name in labels:
+        if self.given_as != "ids" and name in labels:
             return labels.index(name)
-        return int(name) if name.isdecimal() and int(name) < len(labels) else None
+        is_id = self.given_as != "names" and name.isdecimal() and int(name) < len(labels)
+        return int(name) if is_id else None
 
     # rows
 
@@ -156,10 +167,11 @@ class TextClassification(Task):
             values = rows[column]
             if wrong := [i for i, value in enumerate(values) if value is not None and not isinstance(value, str)]:
                 yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")
-            if empty := [i for i, value in enumerate(values) if value is None or (value == "" and not self.join)]:
+            if empty := [
+                i for i, value in enumerate(values) if value is None or (not str(value).strip() and not self.join)
+            ]:
                 yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
         if set(self.label) <= set(rows.column_names):
-            self._read_features(rows.features)
             for column in self.label:
                 yield from self._label_problems(column, rows[column])
 
@@ -224,7 +236,11 @@ class TextClassification(Task):
         return {**labels, "problem_type": KINDS[self.kind]}
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
-        """Return the model's output; the loss is its own unless classes are weighted or labels smoothed."""
+        """Return the model's output; the loss is its own unless classes are weighted or labels smoothed.
+
+        Weighted losses are summed and divided by the rows, not by the weights, so that the loss does not depend on how
+        rows make batches.
+        """
         if not (self.class_weights or self.label_smoothing):
             return model(**batch)
         outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
@@ -233,7 +249,8 @@ class TextClassification(Task):
             batch["labels"],
             weight=self._weights(outputs.logits.device),
             label_smoothing=self.label_smoothing,
-        )
+            reduction="none",
+        ).mean()
         return outputs
 
     def _weights(self, device: torch.device) -> Tensor | None:

@@ -81,6 +81,17 @@ def test_an_id_out_of_range_is_unknown(tokenizer):
     assert list(problem.rows) == [2, 3]
 
 
+def test_a_number_that_is_no_label_is_not_taken_for_an_id(tokenizer):
+    task = bound(tokenizer, Dataset.from_dict({"text": TEXTS, "label": [1, 2, 3, 5]}))
+    (problem,) = task.check(Dataset.from_dict({"text": TEXTS, "label": [1, 0, 5, 4]}))
+    assert list(problem.rows) == [1, 3]
+
+
+def test_one_label_alone_is_refused():
+    with pytest.raises(InputError, match="only one label, a"):
+        TextClassification().learn_labels(Dataset.from_dict({"text": TEXTS, "label": ["a"] * 4}))
+
+
 def test_numbers_with_fractions_are_no_classes():
     rows = Dataset.from_dict({"text": TEXTS, "label": [0.5, 1.0, 2.0, 3.0]})
     with pytest.raises(InputError, match="regression"):
@@ -166,7 +177,8 @@ def test_balanced_weights_are_inverse_frequencies_and_weigh_the_loss(tokenizer, 
     assert task.class_weights == {"a": 4 / 6, "b": 2.0}
     model, batch = model_of(task, tiny_text_model), batch_of(task, rows)
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    expected = functional.cross_entropy(logits, batch["labels"], weight=torch.tensor([4 / 6, 2.0]))
+    losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
+    expected = (losses * torch.tensor([4 / 6, 4 / 6, 4 / 6, 2.0])).mean()
     assert task.forward(model, batch).loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
@@ -218,6 +230,7 @@ def test_predictions_are_one_dict_a_row_with_scores(tokenizer, tiny_text_model, 
 
 def test_state_brings_back_labels_and_weights():
     task = TextClassification(class_weights={"a": 2.0}, labels=["a", "b"])
+    task.given_as = "ids"
     other = TextClassification()
     other.load_state_dict(task.state_dict())
-    assert (other.labels, other.class_weights) == (["a", "b"], {"a": 2.0})
+    assert (other.labels, other.given_as, other.class_weights) == (["a", "b"], "ids", {"a": 2.0})

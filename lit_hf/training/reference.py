@@ -1,0 +1,56 @@
+"""The model as it is before training: what a task must know of it, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
+
+from lit_hf.task import Batch
+from lit_hf.training.module import LitModule
+
+
+def run_reference(module: LitModule, trainer: Trainer, batches: Iterable[Batch]) -> dict[str, list[float]]:
+    """Return the task's reference columns of the rows of all batches; the model is built if it is not yet.
+
+    Args:
+        module: Its model must not have been trained.
+        trainer: Says on which device and in which precision the model will run.
+        batches: Batches with the task's columns.
+    """
+    module.configure_model()
+    device = trainer.strategy.root_device
+    model = module.model.to(device).eval()
+    columns: dict[str, list[float]] = defaultdict(list)
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        for batch in batches:
+            inputs = {name: value for name, value in batch.items() if name != "sizes"}
+            for name, values in module.task.reference(model, move_data_to_device(inputs, device)).items():
+                columns[name] += values.tolist()
+    model.train()
+    return dict(columns)
+
+
+def reference_key(module: LitModule, trainer: Trainer, seed: int | bool | None) -> str:
+    """Return what the untouched model's outputs depend on: its weights' origin, and the precision."""
+    base = module.base
+    folder = Path(base.checkpoint or "")
+    files = sorted(folder.glob("*.safetensors")) if base.checkpoint and folder.is_dir() else []
+    parts = [
+        base.checkpoint,
+        base.revision,
+        getattr(base.pretrained_config, "_commit_hash", None),
+        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        base.pretrained_config.to_json_string(),
+        base.dtype,
+        base.attention,
+        repr(base.quantization),
+        str(trainer.precision),
+        None if base.checkpoint else seed,
+    ]
+    return json.dumps(parts)

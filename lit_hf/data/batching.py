@@ -189,10 +189,18 @@ def count_sizes(batch: Batch, rows: int) -> Sizes:
 
 
 def row_lengths(rows: Dataset) -> np.ndarray:
-    """Return the number of tokens of each encoded row, shape [rows]; ones where rows have no `input_ids`."""
+    """Return the number of tokens of each encoded row, shape [rows]; ones where rows have no `input_ids`.
+
+    Where a row holds several inputs (one for each choice), the longest counts: all are padded to it.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     if "input_ids" not in rows.column_names:
         return np.ones(len(rows), dtype=np.int64)
     column = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
-    return pc.list_value_length(column).to_numpy()
+    lengths = pc.list_value_length(column).to_numpy()
+    if not pa.types.is_nested(column.type.value_type):
+        return lengths
+    inner = pc.list_value_length(pc.list_flatten(column)).to_numpy()
+    return np.maximum.reduceat(inner, np.cumsum(lengths) - lengths)

@@ -78,7 +78,7 @@ def encode(rows: Dataset, task: Task, name: str, num_proc: int | None = None) ->
             folder.mkdir(exist_ok=True)
             encoded = _encode(rows, task, folder / "rows.arrow", num_proc or _default_processes(len(rows)))
             files = [Path(file["filename"]).name for file in encoded.cache_files]
-            record = {"files": files, "cut": _count_cut(rows, encoded, task)}
+            record = {"files": files, "cut": count_cut(rows, encoded, task)}
             write_atomically(record_file, json.dumps(record))
         record = json.loads(record_file.read_text(encoding="utf-8"))
     encoded = concatenate_datasets([Dataset.from_file(str(folder / file)) for file in record["files"]])
@@ -160,7 +160,7 @@ def _default_processes(rows: int) -> int:
     return max(1, min(rows // ROWS_PER_PROCESS, os.cpu_count() or 1, 8))
 
 
-def _count_cut(rows: Dataset, encoded: Dataset, task: Task) -> int:
+def count_cut(rows: Dataset, encoded: Dataset, task: Task) -> int:
     """Count the rows that truncation has cut, by encoding those of full length once more without a limit.
 
     A task that makes several rows of a long one has cut none.
@@ -175,7 +175,9 @@ def _count_cut(rows: Dataset, encoded: Dataset, task: Task) -> int:
         for start in range(0, len(full), 1000):
             part = full[start : start + 1000]
             whole = task.encode(rows.select(part)[:])["input_ids"]
-            cut += sum(len(ids) > length for ids, length in zip(whole, lengths[part].tolist(), strict=True))
+            if len(whole) != len(part):
+                return 0
+            cut += int((row_lengths(Dataset.from_dict({"input_ids": whole})) > lengths[part]).sum())
     return cut
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 
 from lit_hf.errors import LitHFError, Problem
 from lit_hf.models.folder import load_model, load_tokenizer
@@ -93,6 +94,9 @@ def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: st
     inputs = _encode(tokenizer, text)
     if model.config.is_encoder_decoder and "labels" not in inputs:
         inputs["decoder_input_ids"] = inputs["input_ids"]
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    if type(plain).__name__.endswith("ForMultipleChoice"):
+        inputs.update({name: values.unsqueeze(1) for name, values in inputs.items()})  # [rows, choices, tokens]
     return inputs
 
 

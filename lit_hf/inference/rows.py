@@ -159,7 +159,8 @@ def _csv(file: Iterable[str], delimiter: str) -> Iterator[Line]:
 
 def _is_unicode(value: Any) -> bool:
     try:
-        str(value).encode()
+        # not str(value): inside of a list that would hide half of a surrogate pair behind an escape
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
     return True

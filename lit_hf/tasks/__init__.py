@@ -4,6 +4,7 @@ from lit_hf.tasks.causal_lm import CausalLM
 from lit_hf.tasks.chat import Chat
 from lit_hf.tasks.embedding import Embedding
 from lit_hf.tasks.masked_lm import MaskedLM
+from lit_hf.tasks.multiple_choice import MultipleChoice
 from lit_hf.tasks.preference import Preference
 from lit_hf.tasks.question_answering import QuestionAnswering
 from lit_hf.tasks.reward_model import RewardModel
@@ -16,6 +17,7 @@ __all__ = [
     "Chat",
     "Embedding",
     "MaskedLM",
+    "MultipleChoice",
     "Preference",
     "QuestionAnswering",
     "RewardModel",

@@ -183,6 +183,13 @@ def test_lengths_are_those_of_the_chosen_rows() -> None:
     assert row_lengths(Dataset.from_dict({"pixels": [1, 2]})).tolist() == [1, 1]
 
 
+def test_the_longest_of_a_row_s_inputs_counts() -> None:
+    rows = Dataset.from_dict({"input_ids": [[[1], [1, 2, 3]], [[1, 2], [1]], [[4], [5]]]})
+
+    assert row_lengths(rows).tolist() == [3, 2, 1]
+    assert row_lengths(rows.select([2, 0])).tolist() == [1, 3]
+
+
 def test_the_targets_of_a_step_are_those_of_its_accumulated_batches() -> None:
     rows = Dataset.from_dict({"input_ids": [[1]] * 10, "labels": [0] * 10})
     loader = BatchLoader(rows, default_data_collator, BatchOrder([1] * 10, 4, "sorted"), accumulate=2)

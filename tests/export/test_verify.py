@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_hf.errors import LitHFError
 from lit_hf.export.verify import answers, tolerance_for, verify
@@ -15,6 +16,17 @@ def test_the_same_model_differs_by_nothing(tiny_text_model, tmp_path):
     task.tokenizer.save_pretrained(tmp_path)
     expected = answers(model, task.tokenizer)
     assert verify(tmp_path, task.auto_class, task.tokenizer, expected, 1e-5) == 0.0
+
+
+def test_a_model_that_chooses_is_given_choices(tiny_text_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_text_model)
+    tokenizer.save_pretrained(tmp_path)
+    model = AutoModelForMultipleChoice.from_pretrained(tiny_text_model)
+    model.save_pretrained(tmp_path)
+    expected = answers(model, tokenizer)
+    assert verify(tmp_path, "AutoModelForMultipleChoice", tokenizer, expected, 1e-5) == 0.0
+    adapted = get_peft_model(model, LoraConfig(target_modules=["query"]))
+    assert torch.equal(answers(adapted, tokenizer)[0]["logits"], expected[0]["logits"])
 
 
 def test_one_changed_weight_is_found(tiny_text_model, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from lit_hf.errors import InputError
 from lit_hf.inference.rows import check, read
-from lit_hf.tasks import TextClassification
+from lit_hf.tasks import TextClassification, TokenClassification
 
 
 def written(tmp_path, content: str | bytes, name: str = "rows.jsonl"):
@@ -100,3 +100,10 @@ def test_files_that_cannot_be_used_are_told(tmp_path, name, content, message):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         list(read(tmp_path / "rows.jsonl"))
+
+
+def test_half_a_surrogate_pair_is_found_in_a_list_too(tmp_path):
+    path = written(tmp_path, '{"tokens": ["fine"]}\n{"tokens": ["fine", "\\ud800"]}\n')
+    ((where, what),) = problems(path, TokenClassification(labels=["O"]))
+    assert where == "rows.jsonl:2"
+    assert "half of a surrogate pair" in what

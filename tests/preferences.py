@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = [
+NOUNS = ["day", "night", "me", "you", "it"]
+WORDS = [*NOUNS, "say", "do", "not", "please", "good", "bad", "to", "is", "the", "fine", "poor", "yes", "no"]
     "say",
     "do",
     "not",

@@ -25,6 +25,7 @@ def evaluate(verb: Literal["validate", "test"], cli: TrainerCLI) -> int:
     bind_task(cli, checkpoint)
     cli.prepare(verb)
     trainer = cli.make_trainer(verb)
+    cli.add_reference()
     cli.model.configure_model()
     load_weights(cli.model, checkpoint)
     stage = trainer.validate if verb == "validate" else trainer.test

@@ -132,12 +132,14 @@ class LitModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return a batch's part of the mean loss over all targets of the optimizer step, and its own `mean_loss`."""
-        loss = self.task.forward(self.model, _inputs(batch)).loss
+        outputs = self.task.forward(self.model, _inputs(batch))
+        loss = outputs.loss
         if loss is None:
             raise InputError(
                 Problem("task", "the model returned no loss: its batches have no labels.", "Check the task's columns.")
             )
-        self.log("train/loss", loss.detach(), batch_size=batch["sizes"].rows)
+        values = {"loss": loss.detach(), **(getattr(outputs, "logs", None) or {})}
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch["sizes"].rows)
         return {"loss": loss * self._share(batch["sizes"]), "mean_loss": loss.detach()}
 
     def _share(self, sizes: Sizes) -> Tensor | float:

@@ -11,24 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 NOUNS = ["day", "night", "me", "you", "it"]
 WORDS = [*NOUNS, "say", "do", "not", "please", "good", "bad", "to", "is", "the", "fine", "poor", "yes", "no"]
-    "say",
-    "do",
-    "not",
-    "please",
-    "good",
-    "bad",
-    "day",
-    "night",
-    "to",
-    "me",
-    "you",
-    "is",
-    "it",
-    "fine",
-    "poor",
-    "yes",
-    "no",
-]
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"

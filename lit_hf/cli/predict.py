@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lit_hf.cli.generation import can_stream, set_generation, stream
 from lit_hf.cli.options import Parser
 from lit_hf.errors import InputError, LitHFError, Problem
 from lit_hf.run import RunFolder, replacing
@@ -55,6 +56,13 @@ def _parser() -> Parser:
     parser.add_argument("--input", help="file of rows: .jsonl, .csv or .tsv, or - for JSON lines from standard input")
     parser.add_argument("--output", help="file of JSON lines to write (default: - for standard output)")
     parser.add_argument("--batch_size", type=_positive, default=32, help="rows that go through the model at once")
+    parser.add_argument("--max_new_tokens", type=_positive, help="most tokens that a task that generates text writes")
+    parser.add_argument(
+        "--generation",
+        type=_object,
+        default={},
+        help="how such a task generates, as JSON of transformers' GenerationConfig: '{\"num_beams\": 4}'",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run a task's or a model's code from outside lit-hf"
@@ -67,6 +75,16 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0.")
     return number
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is no JSON object: write '{{\"num_beams\": 4}}'.")
+    return value
 
 
 def _check_output(source: str | None, target: str | None) -> None:
@@ -103,9 +121,13 @@ def _predict_texts(folder: Path, options: argparse.Namespace) -> None:
     from lit_hf.inference.rows import Line, check
 
     task = read_task(folder, trust_remote_code=options.trust_remote_code)
+    set_generation(task, options.generation, options.max_new_tokens)
     lines = [Line(number, _row(text, task)) for number, text in enumerate(options.text, start=1)]
     columns = check(lines, task, "--text")
     predictor = _load(folder, task, options)
+    if len(lines) == 1 and sys.stdout.isatty() and can_stream(predictor.model, task):
+        stream(predictor, lines[0].row)
+        return
     for line, prediction in zip(lines, predictor.predict((line.row for line in lines), columns), strict=True):
         print(_table(line.row, prediction) if sys.stdout.isatty() else _json(prediction))
 
@@ -115,6 +137,7 @@ def _predict_file(folder: Path, options: argparse.Namespace) -> None:
     from lit_hf.inference.rows import check, read
 
     task = read_task(folder, trust_remote_code=options.trust_remote_code)
+    set_generation(task, options.generation, options.max_new_tokens)
     with _seekable(options.input) as path:
         columns = check(read(path), task, options.input)
         predictor = _load(folder, task, options)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_hf.hub import is_local, load_problem
 from tests.hub import Hub
 
 
@@ -99,3 +100,32 @@ def test_a_failing_repository_answers_with_the_status(hub: Hub, status: int) -> 
         HfApi().model_info("org/tiny")
     assert caught.value.response.status_code == status
     assert [(request.method, request.path) for request in hub.requests] == [("GET", "/api/models/org/tiny")]
+
+
+@pytest.mark.parametrize(
+    ("path", "local"),
+    [
+        ("nyu-mll/glue", False),
+        ("imdb", False),
+        ("./rows", True),
+        ("/rows", True),
+        ("data/sets/mine", True),
+        ("~/rows", True),
+    ],
+)
+def test_a_path_is_local_by_its_look(path: str, local: bool) -> None:
+    assert is_local(path) is local
+
+
+def test_a_folder_that_is_there_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "rows").mkdir(parents=True)
+
+    assert is_local("org/rows")
+
+
+def test_a_folder_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    problem = load_problem("model.checkpoint", str(tmp_path / "modl"), "model", OSError("absent"))
+
+    assert problem.cure == f"Did you mean {tmp_path / 'model'}?"

@@ -15,9 +15,10 @@ import numpy as np
 from datasets import Dataset, ReadInstruction, concatenate_datasets
 
 from lit_hf.data.files import files_by_split, find_files, is_saved, read_saved
-from lit_hf.data.hub import is_local, read_hub
+from lit_hf.data.hub import read_hub
 from lit_hf.data.renaming import rename_columns
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
+from lit_hf.hub import is_local
 
 logger = logging.getLogger("lit_hf")
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lit_hf.data.cache import cache_folder
-from lit_hf.data.hub import hub_problem
 from lit_hf.errors import InputError, Problem
+from lit_hf.hub import load_problem
 
 logger = logging.getLogger("lit_hf")
 
@@ -138,7 +138,7 @@ def _load(checkpoint: str, revision: str | None, trust_remote_code: bool, key: s
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise InputError(hub_problem(key, checkpoint, "tokenizer", error)) from error
+        raise InputError(load_problem(key, checkpoint, "tokenizer", error)) from error
     # Where a checkpoint has no tokenizer files, transformers makes one up from the model's type, without a vocabulary.
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
         cure = "Name one (data.tokenizer.checkpoint), or train one (data.tokenizer.train)."

@@ -8,16 +8,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_hf.errors import InputError, Problem, nearest
+from lit_hf.hub import load_problem
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -63,7 +62,7 @@ class Base:
                 self.checkpoint, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise InputError(checkpoint_problem("model.checkpoint", self.checkpoint, error)) from error
+            raise InputError(load_problem("model.checkpoint", self.checkpoint, "model", error)) from error
 
     @property
     def fingerprint(self) -> str:
@@ -157,7 +156,7 @@ class Base:
                 )
             ) from error
         except (OSError, ValueError) as error:
-            raise InputError(checkpoint_problem("model.checkpoint", str(self.checkpoint), error)) from error
+            raise InputError(load_problem("model.checkpoint", str(self.checkpoint), "model", error)) from error
 
     def _auto_class(self, task: Task) -> Any:
         return getattr(transformers, task.auto_class)
@@ -172,6 +171,7 @@ class Base:
         config = self.pretrained_config
         if not self._fits(task):
             yield self._misfit(task)
+        yield from self._direction_problems(task)
         yield from self._label_problems(task)
         words, vocabulary = len(task.tokenizer), config.get_text_config().vocab_size
         if self.checkpoint is not None and words > vocabulary:
@@ -195,6 +195,24 @@ class Base:
             f"a {name!r} model cannot do {task.pipeline_tag} ({task.auto_class} has no {name!r}).",
             f"Models that can, among others: {', '.join(_examples(known))}.",
         )
+
+    def _direction_problems(self, task: Task) -> Iterator[Problem]:
+        """Find a model that would read what it is to predict, or that needs a second text to answer at all."""
+        config, where = self.pretrained_config, "model.checkpoint" if self.checkpoint else "model.config"
+        encoder = type(config) in transformers.AutoModelForMaskedLM._model_mapping and not config.is_encoder_decoder
+        if task.auto_class == "AutoModelForCausalLM" and encoder and getattr(config, "is_decoder", None) is False:
+            cure = "Take a decoder (GPT-2, Llama, Qwen), or the task MaskedLM."
+            if self.checkpoint is None:
+                cure += " To train it as a decoder from scratch: model.config.is_decoder: true."
+            what = (
+                f"a {config.model_type!r} model reads in both directions, so it would see the tokens it is to predict."
+            )
+            yield Problem(where, what, cure)
+        if task.auto_class == "AutoModel" and config.is_encoder_decoder:
+            what = (
+                f"a {config.model_type!r} model is an encoder with a decoder, and {task.pipeline_tag} needs one alone."
+            )
+            yield Problem(where, what, "Take an encoder (BERT, RoBERTa, MPNet) or a decoder.")
 
     def _label_problems(self, task: Task) -> Iterator[Problem]:
         wanted = task.model_kwargs().get("num_labels")
@@ -222,53 +240,6 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 _POSITIONS_FROM_PADDING = frozenset(
     {"camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"}
 )
-
-
-def checkpoint_problem(where: str, checkpoint: str, error: BaseException) -> Problem:
-    """Say why a checkpoint cannot be read: a folder that is not there, a misspelled id, or what the Hub answered."""
-    status = _status(error)
-    if status is not None:
-        what, cure = _STATUS.get(status, (f"the Hub answers with status {status}", "Try again later."))
-        return Problem(where, f"{checkpoint!r}: {what} (status {status}).", cure)
-    if "custom code" in str(error) or "trust_remote_code" in str(error):
-        return Problem(
-            where,
-            f"{checkpoint!r} brings Python code of its own, which is not run.",
-            "If you trust whoever wrote it: model.trust_remote_code: true.",
-        )
-    path = Path(checkpoint)
-    if path.is_dir():
-        return Problem(where, f"{checkpoint!r} is no model folder: {_first_line(error)}", "It needs a config.json.")
-    if path.is_absolute() or checkpoint.startswith(".") or (path.parent.is_dir() and str(path.parent) != "."):
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings, n=1)
-        cure = f"Did you mean {path.parent / close[0]}?" if close else "Check the path."
-        return Problem(where, f"there is no folder {checkpoint!r}.", cure)
-    return Problem(
-        where,
-        f"{checkpoint!r} cannot be loaded: {_first_line(error)}",
-        "Check the spelling (owner/name on the Hub, or a local folder) and the connection to the Hub.",
-    )
-
-
-_STATUS = {
-    401: ("no such repository on the Hub, or it needs a login", "Check the spelling, or log in: hf auth login."),
-    403: ("access is refused; the repository may be gated", "Accept its terms on the Hub, then log in: hf auth login."),
-    404: ("no such repository or revision on the Hub", "Check the spelling of the id and of model.revision."),
-    429: ("the Hub refuses so many requests", "Wait some minutes, or log in: hf auth login."),
-}
-
-
-def _status(error: BaseException | None) -> int | None:
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            return error.response.status_code
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _examples(model_types: list[str]) -> list[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from lit_hf.data.hub import is_local
 from lit_hf.data.sources import Source, load_splits
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
 from lit_hf.errors import InputError
@@ -127,25 +126,3 @@ def test_offline_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
     assert "HF_HUB_OFFLINE keeps us from asking the Hub" in problem(Source(path="org/rows"))
-
-
-@pytest.mark.parametrize(
-    ("path", "local"),
-    [
-        ("nyu-mll/glue", False),
-        ("imdb", False),
-        ("./rows", True),
-        ("/rows", True),
-        ("data/sets/mine", True),
-        ("~/rows", True),
-    ],
-)
-def test_a_path_is_local_by_its_look(path: str, local: bool) -> None:
-    assert is_local(path) is local
-
-
-def test_a_folder_that_is_there_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "rows").mkdir(parents=True)
-
-    assert is_local("org/rows")

@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_there_names_the_nearest(task, tmp_path):
 
 
 def test_a_folder_without_a_model_is_told(task, tmp_path):
-    with pytest.raises(InputError, match="is no model folder"):
+    with pytest.raises(InputError, match="no model can be loaded from"):
         Base(str(tmp_path)).build(task)
 
 

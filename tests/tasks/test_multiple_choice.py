@@ -51,7 +51,6 @@ def test_every_choice_is_a_pair_with_the_context(tokenizer):
             "[CLS] the plot was dull [SEP] and not very bad and dull [SEP]",
         ],
     ]
-    assert encoded["token_type_ids"][0][0] == [0] * 6 + [1] * 4
     assert encoded["labels"] == [0, 1]
 
 

@@ -259,15 +259,19 @@ class Chat(Task):
 
     def metrics(self) -> MetricCollection:
         """Return perplexity and accuracy over the trained tokens."""
-        from lit_hf.evaluation.tokens import token_metrics
+        # prediction needs no metrics, and importing them takes two seconds
+        from torchmetrics import MetricCollection
 
-        return token_metrics()
+        from lit_hf.evaluation.language_modelling import Perplexity
+        from lit_hf.evaluation.tokens import TokenAccuracy
+
+        return MetricCollection({"perplexity": Perplexity(), "token_accuracy": TokenAccuracy()})
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's trained tokens to the metrics."""
-        from lit_hf.evaluation.tokens import next_tokens
-
-        metrics.update(*next_tokens(outputs.logits, batch["labels"]))
+        targets = (batch["labels"] != IGNORED).sum()
+        metrics["perplexity"].update(outputs.loss.detach(), targets)
+        metrics["token_accuracy"].update(outputs.logits, batch["labels"])
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the answer as `generated_text`."""

@@ -31,7 +31,7 @@ class CausalLM(Task):
     Args:
         text: Column with the text; each row is a document.
         block_length: Tokens of a block; by default the longest input, and 1,024 at most.
-        generation: Arguments of `generate` for prediction, which continues a text; by default 64 tokens more, greedily.
+        generation: Arguments of `generate` for prediction, which continues a text; by default 64 tokens, greedily.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -43,19 +43,24 @@ class CausalLM(Task):
     ) -> None:
         self.text = text
         self.block_length = block_length
-        self._length = 0  # that of the blocks, once bound
-        self.generation = {"max_new_tokens": MAX_NEW_TOKENS} if generation is None else dict(generation)
+        self._length = 0  # of the blocks, once bound
+        self._new_tokens = 0  # of a continuation, once bound
+        self.generation = dict(generation or {})
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
-        """Take the tokenizer, and see to it that it has an end token.
+        """Take the tokenizer, and see to it that it has an end token but does not end prompts with it.
 
         Raises:
-            InputError: If it has none, or the blocks would be longer than its limit.
+            InputError: If it has none, or blocks or continuations would be longer than its limit.
         """
         super().bind(tokenizer, labels)
-        if tokenizer.eos_token_id is None:
-            _end_with_separator(tokenizer)
+        _open_the_end(tokenizer)
         self._length = resolve_length(tokenizer, self.block_length)
+        limit = int(tokenizer.model_max_length)
+        self._new_tokens = self.generation.setdefault("max_new_tokens", min(MAX_NEW_TOKENS, limit // 2))
+        if self._new_tokens >= limit:
+            what = f"{self._new_tokens:,} new tokens leave no room for a prompt: the limit is {limit:,} together."
+            raise InputError(Problem("task.generation.max_new_tokens", what, f"Set it to {limit // 2} or so."))
 
     @property
     def input_columns(self) -> list[str]:
@@ -121,12 +126,9 @@ class CausalLM(Task):
         """Tokenize prompts; of long ones the end is kept, so that what is generated still fits in."""
         encoded = self.tokenizer(examples[self.text], add_special_tokens=False, verbose=False)
         start = self._start()
-        room = max(1, int(self.tokenizer.model_max_length) - self._new_tokens() - len(start))
+        room = max(1, int(self.tokenizer.model_max_length) - self._new_tokens - len(start))
         ids = [[*start, *row[-room:]] for row in encoded["input_ids"]]
         return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
-
-    def _new_tokens(self) -> int:
-        return int((self.generation or {}).get("max_new_tokens", MAX_NEW_TOKENS))
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return what pads blocks on the right, their labels with -100, and prompts on the left."""
@@ -151,7 +153,7 @@ class CausalLM(Task):
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the continuation of each text as `generated_text`, without the text itself."""
-        arguments = {"pad_token_id": self.tokenizer.pad_token_id, **(self.generation or {})}
+        arguments = {"pad_token_id": self.tokenizer.pad_token_id, **self.generation}
         generated = model.generate(**batch, **arguments)  # type: ignore[operator]  # a method that mypy takes for a Tensor
         texts = self.tokenizer.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         return [{"generated_text": text} for text in texts]
@@ -174,14 +176,22 @@ class _PaddingCollator:
         return dict(padded)
 
 
-def _end_with_separator(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a tokenizer of encoders one of decoders: its separator ends documents, and no text is framed any more.
+def _open_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make sure that a tokenizer has an end token, and does not put it after every text: prompts are to be continued.
 
     Raises:
-        InputError: If it has no separator.
+        InputError: If it has neither an end token nor a separator, which then ends documents.
     """
-    if tokenizer.sep_token is None or not tokenizer.is_fast:
-        cure = "Choose the tokenizer of a decoder (GPT-2, Llama, Qwen), or train one (data.tokenizer.train)."
-        raise InputError(Problem("data.tokenizer", "the tokenizer has no end token, which ends a document.", cure))
-    tokenizer.eos_token = tokenizer.sep_token
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
+    if tokenizer.eos_token_id is None:
+        if tokenizer.sep_token is None:
+            cure = "Choose the tokenizer of a decoder (GPT-2, Llama, Qwen), or train one (data.tokenizer.train)."
+            raise InputError(Problem("data.tokenizer", "the tokenizer has no end token, which ends a document.", cure))
+        tokenizer.eos_token = tokenizer.sep_token
+    framed = tokenizer("")["input_ids"]
+    if tokenizer.is_fast and framed[-1:] == [tokenizer.eos_token_id]:
+        start = tokenizer.bos_token if framed[0] == tokenizer.bos_token_id != framed[-1] else None
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[start, "$A"] if start else ["$A"],
+            pair=[start, "$A", "$B:1"] if start else ["$A", "$B:1"],
+            special_tokens=[(start, tokenizer.bos_token_id)] if start else [],
+        )

@@ -25,7 +25,7 @@ class MaskedLM(Task):
     """Predict the masked tokens of a text from those on both sides.
 
     In training other tokens are masked each time a row is read. In evaluation which ones are masked depends on
-    the row alone, so that epochs, batch sizes and numbers of devices can be compared.
+    the row alone, so that epochs, batch sizes and numbers of devices can be compared. At least one is, in every row.
 
     Args:
         text: Column with the text.
@@ -251,16 +251,27 @@ class _MaskingCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         if "special_tokens_mask" not in rows[0]:
             return dict(self._pad.tokenizer.pad(rows, return_tensors="pt"))
-        masked = [self._masked(row) for row in rows]
-        if all(max(row["labels"]) < 0 for row in masked):
-            # Chance has left nothing to predict, and the mean over nothing is no number.
-            place = rows[0]["special_tokens_mask"].index(0)
-            masked[0]["labels"][place] = rows[0]["input_ids"][place]
-            masked[0]["input_ids"][place] = self._mask.tokenizer.mask_token_id
-        return dict(self._pad(masked))
+        return dict(self._pad([self._masked(row) for row in rows]))
 
     def _masked(self, row: dict[str, Any]) -> dict[str, Any]:
         if not self._training:
             seed = zlib.crc32(np.asarray(row["input_ids"], dtype=np.int64).tobytes())
             self._mask.generator = torch.Generator().manual_seed(seed)
-        return {name: values[0].tolist() for name, values in self._mask([row]).items()}
+        masked = {name: values[0].tolist() for name, values in self._mask([row]).items()}
+        if max(masked["labels"]) < 0:  # chance has left nothing to predict, and the mean over nothing is no number
+            for place in self._one_word(row):
+                masked["labels"][place] = row["input_ids"][place]
+                masked["input_ids"][place] = self._mask.tokenizer.mask_token_id
+        return masked
+
+    def _one_word(self, row: dict[str, Any]) -> range:
+        """Draw a token, or all tokens of a word."""
+        places = [place for place, special in enumerate(row["special_tokens_mask"]) if not special]
+        first = places[int(torch.randint(len(places), (1,), generator=self._mask.generator))]
+        last = first
+        if offsets := row.get("offset_mapping"):
+            while first > 0 and offsets[first - 1][1] == offsets[first][0]:
+                first -= 1
+            while last + 1 < len(offsets) and offsets[last][1] == offsets[last + 1][0]:
+                last += 1
+        return range(first, last + 1)

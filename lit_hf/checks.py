@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lit_hf.errors import Problem, nearest
@@ -29,6 +29,16 @@ def monitor_problems(task: Task, monitor: str, has_validation: bool, patience: i
         yield Problem("monitor", f"no metric is named {monitor!r}.", nearest(monitor, names))
     if patience is not None and not has_validation:
         yield Problem("patience", "there is no validation split to watch.", "Give data.source.validation.")
+
+
+def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
+    """Find callbacks that would work against how a step's loss is weighed."""
+    if any(type(callback).__name__ == "GradientAccumulationScheduler" for callback in callbacks):
+        yield Problem(
+            "trainer.callbacks",
+            "GradientAccumulationScheduler changes how many batches make a step, which the data must know beforehand.",
+            "Set trainer.accumulate_grad_batches instead.",
+        )
 
 
 def disk_problems(folder: Path, trainable: int, total: int) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple
 
 
@@ -76,6 +76,22 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     """
     if problems := tuple(problems):
         raise InputError(*problems)
+
+
+def collect(*parts: Callable[[], Iterable[Problem] | None]) -> list[Problem]:
+    """Return the problems that several checks find, each once.
+
+    Args:
+        parts: Each returns the problems that it finds, or raises them as an InputError; all of them are called.
+    """
+    problems: dict[Problem, None] = {}
+    for part in parts:
+        try:
+            found = tuple(part() or ())
+        except InputError as error:
+            found = error.problems
+        problems |= dict.fromkeys(found)
+    return list(problems)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

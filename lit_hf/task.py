@@ -87,7 +87,7 @@ class Task(ABC):
     """
 
     auto_class: ClassVar[str]
-    pipeline_tag: ClassVar[str]
+    pipeline_tag: str
     peft_task_type: ClassVar[str | None] = None
     needs_reference: bool = False
 
@@ -105,6 +105,11 @@ class Task(ABC):
         self.tokenizer = tokenizer
         if labels is not None:
             self.labels = labels
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether tokenizer and labels are known."""
+        return "tokenizer" in vars(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learnt from the data, as JSON values; kept in every checkpoint."""

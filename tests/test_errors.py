@@ -1,6 +1,6 @@
 import pytest
 
-from lit_hf.errors import InputError, LitHFError, Problem, TrainingError, nearest, raise_problems
+from lit_hf.errors import InputError, LitHFError, Preempted, Problem, TrainingError, collect, nearest, raise_problems
 
 
 def test_one_problem_is_told_plainly_and_several_as_a_numbered_list():
@@ -18,7 +18,7 @@ def test_no_problems_raise_nothing_and_problems_raise_together():
 
 
 def test_exit_codes_are_the_documented_ones():
-    assert [error.exit_code for error in (LitHFError, InputError, TrainingError)] == [1, 2, 3]
+    assert [error.exit_code for error in (LitHFError, InputError, TrainingError, Preempted)] == [1, 2, 3, 75]
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,12 @@ def test_exit_codes_are_the_documented_ones():
 )
 def test_nearest_names_the_likely_one_first(name, valid, cure):
     assert nearest(name, valid) == cure
+
+
+def test_the_problems_of_all_checks_are_collected_once_each():
+    one, other = Problem("a", "wrong"), Problem("b", "wrong")
+
+    def raising():
+        raise InputError(one, other)
+
+    assert collect(lambda: [one], raising, lambda: None) == [one, other]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
-from lit_hf.checks import disk_problems, monitor_mode, monitor_problems, monitored
+from lit_hf.checks import callback_problems, disk_problems, monitor_mode, monitor_problems, monitored
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
-from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.errors import InputError, Problem, collect, raise_problems
 from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
@@ -139,29 +139,33 @@ class TrainerCLI(LightningCLI):
         Raises:
             InputError: With everything that is wrong.
         """
-        problems: list[Problem] = []
-        for part in (self._read_model_config, lambda: self.datamodule.prepare(stage)):
-            try:
-                part()
-            except InputError as error:
-                problems += error.problems
-        raise_problems(problems)
-        raise_problems([*self.model.check(), *self._run_problems(stage)])
+        raise_problems(
+            collect(
+                self._read_model_config,
+                lambda: self.datamodule.load(stage),
+                lambda: self.model.check() if self.task.is_bound else (),
+                lambda: self._monitor_problems(stage) if self.task.is_bound else (),
+                lambda: callback_problems(_listed(self.config_init.trainer.callbacks)),
+            )
+        )
+        if stage == "fit":
+            raise_problems(self._size_problems())
+        self.datamodule.prepare(stage)
         self._set_seed()  # so that the weights are the same whether the data came from the cache or not
 
-    def _read_model_config(self) -> None:
+    def _read_model_config(self) -> Iterable[Problem]:
         self.datamodule.longest_input = self.model.longest_input
+        return ()
 
-    def _run_problems(self, stage: str) -> list[Problem]:
-        config = self.config
-        monitor = monitored(self.task, config.monitor)
-        problems = list(monitor_problems(self.task, monitor, stage != "fit" or self._validates, config.patience))
-        if stage == "fit":
-            self.run.create()
-            skeleton = self.model.skeleton()
-            problems += disk_problems(self.run.path, *count_parameters(skeleton))
-            problems += export_problems(skeleton, config.merge)
-        return problems
+    def _monitor_problems(self, stage: str) -> Iterator[Problem]:
+        monitor = monitored(self.task, self.config.monitor)
+        return monitor_problems(self.task, monitor, stage != "fit" or self._validates, self.config.patience)
+
+    def _size_problems(self) -> Iterator[Problem]:
+        self.run.create()
+        skeleton = self.model.skeleton()
+        yield from disk_problems(self.run.path, *count_parameters(skeleton))
+        yield from export_problems(skeleton, self.config.merge)
 
     def make_trainer(self, stage: str) -> Trainer:
         """Return the trainer of a stage, with the callbacks and trackers that the run needs."""

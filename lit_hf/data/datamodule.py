@@ -119,14 +119,26 @@ class LitDataModule(LightningDataModule):
         Raises:
             InputError: If something is wrong with the settings, the files or the rows; names all of it.
         """
-        needed = [name for name in _NEEDED[stage] if name not in self.encoded]
-        if not needed or (stage == "fit" and "train" in self.encoded):
+        self.load(stage)
+        with _bars_only_at_a_terminal():
+            for name, split in self.splits.items():
+                if name not in self.encoded:
+                    self.encoded[name], self.lengths[name] = encode(split.rows, self.task, name, self.num_proc)
+
+    def load(self, stage: Stage) -> None:
+        """Load and check the splits of a stage and bind the task; tokenize nothing yet.
+
+        Raises:
+            InputError: If something is wrong with the settings, the files or the rows; names all of it.
+        """
+        needed = [name for name in _NEEDED[stage] if name not in self.splits]
+        if not needed or (stage == "fit" and "train" in self.splits):
             return
         raise_problems(self._check_settings())
         with _bars_only_at_a_terminal():
-            self._prepare(stage, needed)
+            self._load_and_bind(stage, needed)
 
-    def _prepare(self, stage: Stage, needed: Sequence[str]) -> None:
+    def _load_and_bind(self, stage: Stage, needed: Sequence[str]) -> None:
         loaded = self._load(self._splits_to_load(stage))
         splits = {name: loaded[name] for name in needed if name in loaded}
         if (missing := _NEEDED[stage][0]) not in splits:
@@ -145,9 +157,7 @@ class LitDataModule(LightningDataModule):
         self.labels = self.task.learn_labels(train_rows) if learns else self.task.labels
         self.task.bind(self.tokenizer, self.labels)
         raise_problems(check_rows(splits, self.task))
-        for name, split in splits.items():
-            self.splits[name] = split
-            self.encoded[name], self.lengths[name] = encode(split.rows, self.task, name, self.num_proc)
+        self.splits |= splits
 
     def _load(self, names: Sequence[str]) -> dict[str, Split]:
         columns = [*self.task.input_columns, *self.task.target_columns]
@@ -168,13 +178,17 @@ class LitDataModule(LightningDataModule):
 
     def _splits_to_load(self, stage: Stage) -> tuple[str, ...]:
         """Name the splits of a stage, and the training rows where tokenizer or labels come from them."""
-        learns = self.task.labels is None or (self.tokenizer is None and self.tokenizer_settings.train is not None)
+        is_bound = self.tokenizer is not None  # to what a run has learnt
+        learns = not is_bound and (self.task.labels is None or self.tokenizer_settings.train is not None)
         return ("train", *_NEEDED[stage]) if learns and stage != "fit" else _NEEDED[stage]
 
     def _load_tokenizer(self, train_rows: Dataset) -> Sequence[Problem]:
         """Load or train the tokenizer, unless that is done, and return what keeps it from being loaded."""
+        if self.tokenizer is not None:
+            self.tokenizer.model_max_length = self.max_length or self.tokenizer.model_max_length
+            return ()
         try:
-            self.tokenizer = self.tokenizer or load_tokenizer(
+            self.tokenizer = load_tokenizer(
                 self.tokenizer_settings,
                 train_rows,
                 self.task.text_columns,

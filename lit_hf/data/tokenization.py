@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,9 +177,11 @@ def _trained(settings: TokenizerTraining, rows: Dataset | None, columns: Sequenc
     name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
     folder = cache_folder("tokenizers") / name
     with FileLock(f"{folder}.lock"):
-        if not (folder / "tokenizer_config.json").is_file():
+        if not folder.is_dir():
             tokenizer = train_tokenizer(_texts(rows, columns), settings.vocab_size)
-            tokenizer.save_pretrained(folder)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                tokenizer.save_pretrained(Path(temporary) / name)
+                (Path(temporary) / name).rename(folder)
             logger.info("tokenizer: %s tokens, trained on the training rows", f"{len(tokenizer):,}")
         else:
             logger.info("tokenizer: trained before on these rows, reused from the cache")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lit_hf.errors import InputError, Problem, raise_problems
-from lit_hf.models.loading import checkpoint_problem
+from lit_hf.hub import load_problem
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=_READ))
     except (HFValidationError, OSError) as error:
-        raise InputError(checkpoint_problem("folder", str(name), error)) from error
+        raise InputError(load_problem("folder", str(name), "model", error)) from error
 
 
 def is_adapter(folder: Path) -> bool:

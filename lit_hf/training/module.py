@@ -78,6 +78,11 @@ class LitModule(LightningModule):
 
     def check(self) -> list[Problem]:
         """Find what is wrong with the settings, before weights are loaded; the task must be bound."""
+        if self.base.quantization is not None:
+            what = "training on quantized weights is not there yet."
+            return [
+                Problem("model.quantization", what, "Leave it out; train an adapter (model.adapter) to save memory.")
+            ]
         problems = [*self.schedule.problems(), *self.base.problems(self.task), *self._length_problems()]
         if self.adapter is not None and not problems:
             problems += adapter_problems(self.adapter, self.base.skeleton(self.task))

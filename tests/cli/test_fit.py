@@ -146,10 +146,14 @@ def test_early_stopping_stops(folder):
 
 
 def test_every_problem_is_told_at_once_and_nothing_is_started(folder, capsys):
-    (folder / "train.jsonl").write_text('{"text": "good", "label": "a"}\n{"text": null, "label": null}\n')
-    assert fit("--monitor", "acuracy", "--data.max_length", "99", "--task.label", "lable") == 2
-    assert "lable" in capsys.readouterr().err
-    assert not (folder / "runs" / "tiny" / "config.yaml").exists()
+    (folder / "train.jsonl").write_text('{"text": "good", "label": "a"}\n{"text": " ", "label": "b"}\n')
+    assert fit("--monitor", "acuracy", "--data.max_length", "99", "--model.schedule.warmup", "-1") == 2
+    told = capsys.readouterr().err
+    assert "train.jsonl:2: column 'text': the text is missing or empty." in told
+    assert "monitor: no metric is named 'acuracy'." in told
+    assert "data.max_length: 99 tokens are longer than the model takes: 64." in told
+    assert "model.schedule.warmup: -1.0 is negative." in told
+    assert not (folder / "runs").exists()
 
 
 def test_an_adapter_trains_and_exports_alone_or_merged(folder):

@@ -70,6 +70,7 @@ def test_preparing_again_does_nothing(source: Source, tiny_text_model: Path, cap
     data.prepare("fit")
     encoded, tokenizer = data.encoded["train"], data.tokenizer
     caplog.set_level(logging.INFO, "lit_hf")
+    caplog.clear()
 
     for stage in ("fit", "validate"):
         data.prepare(stage)
@@ -254,3 +255,42 @@ def test_what_the_task_finds_names_the_column(source: Source, tiny_text_model: P
         f"{source.train}:5: column 'label': this is not allowed.",
         f"{source.validation}:5: column 'label': this is not allowed.",
     ]
+
+
+def test_a_list_of_sources_is_mixed_and_its_cache_is_used_again(
+    write_jsonl: Write, tiny_text_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = [{"review": row["text"], "tone": row["label"], "text": 3} for row in rows(30)]
+    sources = [
+        Source(train=write_jsonl("train.jsonl", rows(9)), validation=write_jsonl("dev.jsonl", rows(4))),
+        Source(
+            train=write_jsonl("other.jsonl", other), columns={"text": "review", "label": "tone"}, limit=10, weight=2
+        ),
+    ]
+    caplog.set_level(logging.INFO, "lit_hf")
+
+    for _ in range(2):
+        data = module(sources, tiny_text_model, mixing="interleave", stopping="all_exhausted")
+        data.prepare("fit")
+
+    assert len(data.encoded["train"]) == len(data.splits["train"].rows) >= 19
+    assert len(data.encoded["validation"]) == 4 + 3
+    assert data.labels == list(LABELS)
+    assert sum("tokenized" in message for message in caplog.messages) == 2
+    assert sum("reused from the cache" in message for message in caplog.messages) == 2
+
+
+def test_a_fault_in_a_mixed_row_is_told_with_its_file_and_line(write_jsonl: Write, tiny_text_model: Path) -> None:
+    other = write_jsonl("other.jsonl", [*rows(6), {"text": "", "label": "dull"}, *rows(6)])
+    sources = [
+        Source(train=write_jsonl("train.jsonl", rows(9)), validation_share=0),
+        Source(train=other, validation_share=0),
+    ]
+
+    assert problems(module(sources, tiny_text_model)) == [f"{other}:7: column 'text': the text is empty."]
+
+
+def test_a_split_that_no_source_has_is_told(write_jsonl: Write, tiny_text_model: Path) -> None:
+    sources = [Source(train=write_jsonl("train.jsonl", rows(9)))]
+
+    assert problems(module(sources, tiny_text_model), "test") == ["data.source[0].test: there is no test split."]

@@ -22,6 +22,8 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield from leaves({f"{key}[{index}]": item for index, item in enumerate(value)}, prefix)
         else:
             yield f"{prefix}{key}", value
 

@@ -426,3 +426,91 @@ def test_jsonargparse_itself_reads_no_remote_config(parser):
     parse(parser, write(TASK))
     with pytest.raises(ArgumentError):
         parser.parse_args(["-c", "memory://a.yaml"])
+
+
+LISTED = (
+    TASK + "data:\n  mixing: interleave\n  source:\n  - {train: a.jsonl, limit: {train: 3}}\n"
+    "  - path: org/rows\n    columns: {sentence: translation.en}\n    weight: 2\n"
+)
+
+
+def test_sources_may_be_a_list(parser):
+    one, two = parse(parser, write(LISTED)).data.source
+
+    assert (one.train, one.limit, one.weight) == ("a.jsonl", {"train": 3}, 1.0)
+    assert (two.path, two.columns, two.weight) == ("org/rows", {"sentence": "translation.en"}, 2.0)
+
+
+def test_a_list_of_sources_is_printed_so_that_it_parses_to_the_same(parser):
+    config = parse(parser, write(LISTED))
+    again = parse(parser, write(parser.dump(config, skip_unset=False)))
+
+    assert again.data == config.data
+    assert [type(source).__name__ for source in instantiate(parser, again).data.source] == ["Source", "Source"]
+
+
+def test_sources_may_be_in_files_of_their_own(parser):
+    Path("one.yaml").write_text("train: a.jsonl\n", encoding="utf-8")
+    Path("two.yaml").write_text("path: org/rows\n", encoding="utf-8")
+
+    config = parse(parser, write(TASK + "data: {source: [one.yaml, two.yaml]}\n"))
+
+    assert [(source.train, source.path) for source in config.data.source] == [("a.jsonl", None), (None, "org/rows")]
+    assert [source.train for source in instantiate(parser, config).data.source] == ["a.jsonl", None]
+
+
+def test_all_problems_inside_of_a_list_are_told_with_their_lines(parser):
+    text = (
+        TASK + "data:\n  mixing: interlave\n  source:\n  - trian: a.jsonl\n  - path: [3]\n    columns: text\n"
+        "    weight: much\n  - a.jsonl\n"
+    )
+
+    found = problems(parser, text)
+
+    assert [(where, what) for where, what, _ in found] == [
+        ("data.mixing (a.yaml:3)", "expected one of concatenate, interleave, found 'interlave'."),
+        ("data.source[0].trian (a.yaml:5)", "there is no such key."),
+        ("data.source[1].path (a.yaml:6)", "expected text or null, found [3]."),
+        ("data.source[1].columns (a.yaml:7)", "expected a mapping (name: text) or null, found 'text'."),
+        ("data.source[1].weight (a.yaml:8)", "expected a number, found 'much'."),
+        ("data.source[2] (a.yaml:9)", "expected a block of keys, found 'a.jsonl'."),
+    ]
+    assert found[1][2].startswith("Did you mean 'train'? There is: columns, ")
+
+
+def test_a_list_is_not_filled_up_with_what_was_given_before(parser):
+    single = TASK + "data: {source: {path: org/rows, limit: 3}}\n"
+
+    for files in ((single, LISTED), (LISTED, LISTED)):
+        ((where, what, _),) = problems(parser, *files)
+        assert (where, what) == (
+            "data.source (b.yaml:4)",
+            "there is a list here, but other values were given before.",
+        )
+
+
+def test_a_source_takes_the_place_of_a_list(parser):
+    config = parse(parser, write(LISTED, "data: {source: {test: other.jsonl}}\n"))
+
+    assert (config.data.source.test, config.data.source.train, config.data.source.path) == ("other.jsonl", None, None)
+
+
+def test_a_single_key_below_a_list_is_refused(parser):
+    ((where, what, _),) = problems(parser, LISTED, options=["--data.source.limit", "7"])
+
+    assert (where, what) == ("data.source.limit", "data.source is a list, so it has no 'limit'.")
+
+
+def test_sources_may_be_a_list_on_the_command_line(parser):
+    config = parse(parser, [*write(TASK), "--data.source", "[{train: a.jsonl}, {path: org/rows}]"])
+
+    assert [source.train for source in config.data.source] == ["a.jsonl", None]
+
+
+def test_keys_of_one_source_are_merged_over_files_and_options(parser):
+    config = parse(
+        parser,
+        [*write(TASK + "data: {source: {train: a.jsonl}}\n", "data: {source: {limit: 3}}\n"), "--data.source.weight=2"],
+    )
+
+    assert (config.data.source.train, config.data.source.limit, config.data.source.weight) == ("a.jsonl", 3, 2.0)

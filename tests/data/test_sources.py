@@ -231,3 +231,77 @@ def test_a_folder_that_is_not_there_is_no_id(tmp_path: Path) -> None:
     (problem,) = problems(Source(path=str(tmp_path / "nowhere")))
 
     assert problem.startswith(f"data.source.path: there is no folder {tmp_path / 'nowhere'}")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    splits = {"train": [f"t{row}" for row in range(20)], "dev": ["d0", "d1"]}
+    DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in splits.items()}).save_to_disk(
+        tmp_path / "saved"
+    )
+    return str(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("train[:10%]", ["t0", "t1"]),
+        ("train[-2:]", ["t18", "t19"]),
+        ("train[3:5]+dev", ["t3", "t4", "d0", "d1"]),
+        ("dev[1:] + train[:1]", ["d1", "t0"]),
+    ],
+)
+def test_a_part_of_a_split_is_what_datasets_takes(saved: str, part: str, expected: list[str]) -> None:
+    split = load_splits(Source(path=saved, train=part, validation_share=0), ["train"])["train"]
+
+    assert split.rows["text"][:] == expected
+    names = {"t": "train", "d": "dev"}
+    assert [split.place(row) for row in range(len(expected))] == [
+        f"{saved} {names[text[0]]} row {text[1:]}" for text in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("train[:10", "has no split 'train[:10'"),
+        ("train[:10foo]", "'train[:10foo]' is no part of a split"),
+        ("trian[:5]", "has no split 'trian'"),
+        ("train+", "'train+' is no part of a split"),
+        ("train[20:]", "the train split has no rows"),
+    ],
+)
+def test_a_part_that_cannot_be_taken_is_told(saved: str, part: str, what: str) -> None:
+    (problem,) = problems(Source(path=saved, train=part))
+
+    assert problem.startswith("data.source.")
+    assert what in problem
+
+
+def test_columns_are_renamed_before_rows_are_cut_off_and_limited(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.jsonl", 20)
+
+    splits = load_splits(Source(train=path, columns={"sentence": "text"}, limit=3), ("train", "validation"))
+
+    for split in splits.values():
+        assert set(split.rows.column_names) == {"sentence", "label"}
+        for row, text in enumerate(split.rows["sentence"]):
+            assert split.place(row) == f"{path}:{int(text.removeprefix('row ')) + 1}"
+
+
+def test_keys_of_problems_follow_the_key_of_the_source(tmp_path: Path) -> None:
+    for source in (
+        Source(),
+        Source(path=str(tmp_path)),
+        Source(path=str(tmp_path / "nowhere")),
+        Source(train="nowhere.jsonl"),
+        Source(train=str(tmp_path)),
+        Source(generator=uneven),
+        Source(generator=not_yielding, validation_share=2, limit=0, weight=0),
+        Source(path="org/rows", name="x"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_splits(source, key="data.source[3]")
+        for problem in caught.value.problems:
+            assert problem.where.startswith("data.source[3]")
+            assert "data.source." not in str(problem)

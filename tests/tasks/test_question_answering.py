@@ -5,9 +5,10 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch.nn import functional
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, CanineTokenizer
 
 from lit_hf.data.batching import count_sizes
+from lit_hf.data.tokenization import SMALLEST_VOCABULARY, train_tokenizer
 from lit_hf.errors import InputError
 from lit_hf.models.adapters import add_adapter
 from lit_hf.tasks import QuestionAnswering
@@ -91,6 +92,20 @@ def test_targets_are_the_tokens_that_cover_the_answer(tokenizer, text, start, to
     encoded = bound(tokenizer).encode(rows_of(answer(text, start), context=context))
     (ids,), (first,), (last,) = (encoded[name] for name in ("input_ids", "start_positions", "end_positions"))
     assert tokenizer.convert_ids_to_tokens(ids[first : last + 1]) == tokens
+
+
+def test_an_answer_of_several_tokens_a_character_is_covered_and_padding_goes_to_the_right():
+    context = "she wrote 😀 then"
+    tokenizer = train_tokenizer(iter(["she wrote then"] * 3), SMALLEST_VOCABULARY)
+    tokenizer.padding_side = "left"
+    task = QuestionAnswering()
+    task.bind(tokenizer)
+    rows = rows_of(answer("😀", 10), answer("then", 12), question="what", context=context)
+    rows["question"][0] = "what did she write"
+    batch = batch_of(task, rows)
+    first, last = batch["start_positions"].tolist(), batch["end_positions"].tolist()
+    assert tokenizer.decode(batch["input_ids"][0, first[0] : last[0] + 1]) == "😀"
+    assert tokenizer.decode(batch["input_ids"][1, first[1] : last[1] + 1]) == "then"
 
 
 def test_a_question_without_answer_points_at_the_first_special_token(tokenizer):
@@ -283,6 +298,11 @@ def test_windows_without_room_for_the_context_are_refused(tokenizer):
         bound(tokenizer, doc_stride=5)
     assert caught.value.problems[0].where == "task.doc_stride"
     assert len(bound(tokenizer, doc_stride=4).encode(rows_of(answer("good", 13)))["row"]) == 5
+
+
+def test_a_tokenizer_that_knows_no_characters_is_refused():
+    with pytest.raises(InputError, match="CanineTokenizer cannot say which characters"):
+        QuestionAnswering().bind(CanineTokenizer())
 
 
 @pytest.mark.parametrize(("key", "value"), [("n_best", 0), ("max_answer_length", 0), ("doc_stride", -1)])

@@ -3,7 +3,7 @@ from datasets import Dataset
 from torchmetrics import MetricCollection
 from transformers.utils import ModelOutput
 
-from lit_hf.task import Task, named_labels
+from lit_hf.task import Task, named_labels, value_at
 
 
 class Doubling(Task):
@@ -46,3 +46,9 @@ def test_named_labels_are_what_a_model_config_holds():
         "id2label": {0: "no", 1: "yes"},
         "label2id": {"no": 0, "yes": 1},
     }
+
+
+def test_a_value_is_found_in_a_column_or_inside_of_one():
+    row = {"a": {"b": {"c": 1}}, "a.b": 2, "n": None}
+    assert [value_at(row, name) for name in ("a.b", "a.b.c", "n", "n.x", "z")] == [2, 1, None, None, None]
+    assert value_at(row, "a.z", "none") == "none"

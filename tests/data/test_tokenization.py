@@ -179,3 +179,10 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="no tokenizer can be loaded from"):
         load_tokenizer(TokenizerSettings(), checkpoint=str(tmp_path))
+
+
+def test_a_trained_tokenizer_says_where_texts_start_and_end(trained: PreTrainedTokenizerFast) -> None:
+    ids = trained("good")["input_ids"]
+
+    assert (ids[0], ids[-1]) == (trained.bos_token_id, trained.eos_token_id)
+    assert (trained.bos_token, trained.eos_token) == ("[CLS]", "[SEP]")

@@ -107,3 +107,12 @@ def test_half_a_surrogate_pair_is_found_in_a_list_too(tmp_path):
     ((where, what),) = problems(path, TokenClassification(labels=["O"]))
     assert where == "rows.jsonl:2"
     assert "half of a surrogate pair" in what
+
+
+def test_values_inside_of_objects_are_read(tmp_path):
+    task = TextClassification(text="doc.text")
+    rows = [{"doc": {"text": "good"}}, {"doc.text": "fine"}]
+    path = written(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert check(read(path), task, path.name) == {"doc", "doc.text"}
+    path = written(tmp_path, '{"doc": {"text": ""}}\n{"doc": {"txt": "a"}}\n{"doc": "a"}')
+    assert [where for where, _ in problems(path, task)] == ["rows.jsonl:2", "rows.jsonl:1"]

@@ -22,6 +22,7 @@ EXAMPLES = {
         "lit-hf fit -c configs/quickstart.yaml",
         "lit-hf fit -c task.yaml -c lora.yaml --model.checkpoint bert-base-uncased --data.batch_size 16",
     ),
+    "inspect": ("lit-hf inspect -c configs/quickstart.yaml", "lit-hf inspect -c task.yaml -n 5 --split validation"),
     "validate": ("lit-hf validate runs/quickstart", "lit-hf validate runs/quickstart --data.eval_batch_size 16"),
     "test": ("lit-hf test runs/quickstart", "lit-hf test runs/quickstart --trainer.precision bf16-mixed"),
 }
@@ -32,6 +33,14 @@ GENERAL = (
     ("--debug", "show tracebacks and the libraries' own messages"),
     ("-h, --help", "show this help"),
 )
+
+OWN = {
+    "inspect": (
+        ("-n <rows>", "how many rows to show (int, default 3)"),
+        ("--split <name>", "of which split (train|validation|test, default train)"),
+    ),
+}
+"""The options that only one verb has."""
 
 HELP_SUFFIX = ".help"
 
@@ -70,7 +79,7 @@ def requested_help(parser: ArgumentParser, argv: Sequence[str]) -> str:
 
 
 def verb_help(parser: ArgumentParser, verb: str) -> str:
-    """Return the help of fit, validate or test.
+    """Return the help of fit, inspect, validate or test.
 
     Args:
         parser: The verb's parser.
@@ -78,12 +87,11 @@ def verb_help(parser: ArgumentParser, verb: str) -> str:
     """
     page = _Page()
     options = read_options(parser).options
-    page.add(
-        f"usage: lit-hf {verb} {'-c <file> [-c <file> ...]' if verb == 'fit' else '<run folder>'} [--key value ...]"
-    )
+    given = "-c <file> [-c <file> ...]" if verb in ("fit", "inspect") else "<run folder>"
+    page.add(f"usage: lit-hf {verb} {given} [--key value ...]")
     page.add("", VERBS[verb], "", "examples:", *(f"  {example}" for example in EXAMPLES[verb]))
     page.add("", "Every option is a key of the config file, too: --data.batch_size 16 is data: {batch_size: 16}.", "")
-    for flag, purpose in GENERAL:
+    for flag, purpose in (*OWN.get(verb, ()), *GENERAL):
         page.add_line(flag, purpose)
     page.add_heading("task", "what is to be learnt: --task <class>, and the options of that class")
     _add_tasks(page, options["task"])
@@ -134,7 +142,7 @@ def class_help(parser: ArgumentParser, key: str, name: str) -> str:
 
 def _add_tasks(page: _Page, option: Option) -> None:
     for name, cls in sorted(known_classes(option.bases).items()):
-        page.add(f"  {name}: {_summary(cls)}.")
+        page.add_text(f"{name}: {_summary(cls)}.")
         parameters = class_options(cls, option.key, option.hint)
         page.add_options(parameters.leaves() if parameters else (), indent=4)
 
@@ -152,6 +160,9 @@ class _Page:
 
     def add(self, *lines: str) -> None:
         self._lines.extend(lines)
+
+    def add_text(self, text: str) -> None:
+        self.add(*textwrap.wrap(text, self._width, initial_indent="  ", subsequent_indent="    "))
 
     def add_heading(self, name: str, purpose: str) -> None:
         self.add("", f"{name}: {purpose}")

@@ -19,6 +19,7 @@ from lit_hf.errors import InputError, LitHFError, Problem
 
 VERBS = {
     "fit": "Train and evaluate a model, and export the best one.",
+    "inspect": "Show the first rows as the model will see them, without loading it.",
     "validate": "Evaluate a run's best checkpoint on the validation split.",
     "test": "Evaluate a run's best checkpoint on the test split.",
     "predict": "Predict rows with a run or an exported model.",

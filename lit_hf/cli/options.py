@@ -19,10 +19,11 @@ class Parser(argparse.ArgumentParser):
     Args:
         verb: The verb.
         description: What it does.
+        add_help: Whether it has help; not where another parser reads the rest of the options.
     """
 
-    def __init__(self, verb: str, description: str) -> None:
-        super().__init__(f"lit-hf {verb}", description=description, allow_abbrev=False)
+    def __init__(self, verb: str, description: str, add_help: bool = True) -> None:
+        super().__init__(f"lit-hf {verb}", description=description, allow_abbrev=False, add_help=add_help)
 
     def error(self, message: str) -> NoReturn:
         """Fail in one line, as all bad input does."""

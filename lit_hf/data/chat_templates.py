@@ -93,7 +93,7 @@ def _span(
         )
     # what stands between the end-of-turn token and the next turn is never generated
     end = through.rstrip()
-    ends_with_token = end.endswith(tuple(map(str, tokenizer.all_special_tokens))) and len(end) > len(before)
+    ends_with_token = end.endswith(tuple(_special_tokens(tokenizer).values())) and len(end) > len(before)
     return len(before), len(end) if ends_with_token else len(through)
 
 
@@ -150,5 +150,10 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     (_, labels), *_ = tokenize(tokenizer, [rendered])
     trained = [token for token in labels if token != IGNORED]
-    special = {*tokenizer.all_special_ids}
-    return trained[-1] if trained and trained[-1] in special else None
+    return trained[-1] if trained and trained[-1] in _special_tokens(tokenizer) else None
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the special tokens by id; many tokenizers have some that are neither their end token nor named at all."""
+    unnamed = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)), **unnamed}

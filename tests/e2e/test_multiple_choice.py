@@ -52,7 +52,7 @@ def test_endings_are_learnt_exported_and_chosen_again(folder, capsys, adapter):
     with run.metrics.open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert losses[-1] < losses[0]
-    assert run.read_record()["best"]["metric"] == "accuracy"
+    assert run.read_record()["best"]["metric"] == "val/accuracy"
     assert run.read_record()["best"]["value"] > 0.8
     capsys.readouterr()
 

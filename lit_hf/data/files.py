@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from datasets import Dataset, DatasetDict
@@ -31,6 +31,9 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """By extension, the `datasets` builder that reads the file, and its settings."""
 
+SampleBy = Literal["line", "paragraph", "document"]
+"""What is a row of a text file."""
+
 _SPLIT_STEMS = {"train": r"train(ing)?", "validation": r"validation|valid|val|dev", "test": r"test(ing)?"}
 
 
@@ -41,10 +44,12 @@ class Files:
     Attributes:
         paths: The files, in the order in which their rows follow each other; all of one format.
         key: The config key that names them.
+        sample_by: What is a row of a text file.
     """
 
     paths: list[Path]
     key: str
+    sample_by: SampleBy = "line"
 
     def read(self) -> Dataset:
         """Read all rows.
@@ -53,6 +58,8 @@ class Files:
             InputError: If a file cannot be read; names the line where it can be told.
         """
         builder, settings = FORMATS[self.paths[0].suffix.lower()]
+        if builder == "text":
+            settings = {"sample_by": self.sample_by}
         if builder == "csv":
             raise_problems(find_ragged_rows(self.paths, self.key))
         names = [glob.escape(str(path)) for path in self.paths]
@@ -69,7 +76,7 @@ class Files:
 
     def place(self, row: int) -> str:
         """Return the file and line of a row, by its index."""
-        return line_of(self.paths, row)
+        return line_of(self.paths, row, self.sample_by)
 
     def _unknown(self, error: BaseException) -> Problem:
         while error.__cause__ is not None:
@@ -78,12 +85,13 @@ class Files:
         return Problem(self.key, f"{names} cannot be read: {error}.", "Mend the file, or give another one.")
 
 
-def find_files(patterns: str | Sequence[str], key: str) -> Files:
+def find_files(patterns: str | Sequence[str], key: str, sample_by: SampleBy = "line") -> Files:
     """Return the files that paths and patterns name.
 
     Args:
         patterns: Paths and glob patterns, relative to the working directory.
         key: The config key that they come from.
+        sample_by: What is a row of a text file.
 
     Raises:
         InputError: If one names no file, or the files have several formats or an unknown one.
@@ -98,7 +106,7 @@ def find_files(patterns: str | Sequence[str], key: str) -> Files:
         paths.extend(path for path in found if path not in paths)
     problems.extend(_check_formats(paths, key))
     raise_problems(problems)
-    return Files(paths, key)
+    return Files(paths, key, sample_by)
 
 
 def _glob(pattern: str) -> list[Path]:

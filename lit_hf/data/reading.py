@@ -48,15 +48,16 @@ def find_ragged_rows(paths: Sequence[Path], key: str) -> Iterator[Problem]:
             yield from islice(_ragged_rows(path, key), SHOWN_FAULTS)
 
 
-def line_of(paths: Sequence[Path], row: int) -> str:
+def line_of(paths: Sequence[Path], row: int, sample_by: str = "line") -> str:
     """Return the place of a row: its file and line, or its file and its number there.
 
     Args:
         paths: The files, in the order of their rows.
         row: Index of the row in all files together.
+        sample_by: What is a row of a text file: a `line`, a `paragraph` or the whole `document`.
     """
     for path in paths:
-        places = _places(path)
+        places = _text_places(path, sample_by) if path.suffix.lower() == ".txt" else _places(path)
         for place in places:
             if row == 0:
                 return place
@@ -261,8 +262,7 @@ def _places(path: Path) -> Iterator[str]:
     if suffix in (".csv", ".tsv"):
         yield from (f"{path}:{line}" for line, _ in islice(_csv_rows(path), 1, None))
     elif suffix == ".txt":
-        with path.open(encoding="utf-8") as file:
-            yield from (f"{path}:{number}" for number, _ in enumerate(file, start=1))
+        yield from _text_places(path, "line")
     elif suffix in (".parquet", ".arrow"):
         rows = sum(batch.num_rows for batch in _tables(path))
         yield from (f"{path} row {index}" for index in range(rows))
@@ -274,6 +274,21 @@ def _places(path: Path) -> Iterator[str]:
             yield from (f"{path} row {index}" for index in range(rows))
         else:
             yield from (f"{path}:{number}" for number, _ in _filled_lines(text))
+
+
+def _text_places(path: Path, sample_by: str) -> Iterator[str]:
+    if sample_by == "document":
+        yield str(path)
+        return
+    with path.open(encoding="utf-8") as file:
+        if sample_by == "line":
+            yield from (f"{path}:{number}" for number, _ in enumerate(file, start=1))
+            return
+        number = 1
+        for paragraph in file.read().split("\n\n"):
+            if paragraph:
+                yield f"{path}:{number}"
+            number += paragraph.count("\n") + 2
 
 
 def _differing_columns(paths: Sequence[Path], key: str) -> Iterator[Problem]:

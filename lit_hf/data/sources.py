@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, ReadInstruction, concatenate_datasets
 
-from lit_hf.data.files import files_by_split, find_files, is_saved, read_saved
+from lit_hf.data.files import SampleBy, files_by_split, find_files, is_saved, read_saved
 from lit_hf.data.hub import read_hub
 from lit_hf.data.renaming import rename_columns
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
@@ -51,6 +51,8 @@ class Source:
             dot leads into a nested column (`translation.en`).
         weight: Share of the training rows that are drawn from here, where several sources are interleaved; relative to
             the weights of the others.
+        sample_by: What is a row of a text file: a `line`, a `paragraph` (they are parted by empty lines) or the whole
+            `document`.
     """
 
     path: str | None = None
@@ -64,6 +66,7 @@ class Source:
     limit: int | dict[str, int] | None = None
     columns: dict[str, str] | None = None
     weight: float = 1.0
+    sample_by: SampleBy = "line"
 
 
 @dataclass
@@ -195,7 +198,9 @@ def _available(source: Source, key: str) -> Mapping[str, Callable[[], Split]]:
     """Return what reads each split of the source, by the split's name there."""
     if source.path is None:
         named = {name: getattr(source, name) for name in SPLITS if getattr(source, name)}
-        readers = {name: partial(_from_files, files, f"{key}.{name}") for name, files in named.items()}
+        readers = {
+            name: partial(_from_files, files, f"{key}.{name}", source.sample_by) for name, files in named.items()
+        }
         return readers | ({"train": partial(_from_generator, source.generator, key)} if source.generator else {})
     if not is_local(source.path):
         stored = read_hub(source.path, source.name, source.revision, key)
@@ -203,7 +208,7 @@ def _available(source: Source, key: str) -> Mapping[str, Callable[[], Split]]:
         folder = _folder(source.path, key)
         if not is_saved(folder):
             files = files_by_split(folder, key)
-            return {name: partial(_from_files, files[name], f"{key}.path") for name in files}
+            return {name: partial(_from_files, files[name], f"{key}.path", source.sample_by) for name in files}
         stored = read_saved(folder, key)
     return {name: partial(_from_stored, rows, f"{source.path} {name}", key) for name, rows in stored.items()}
 
@@ -218,8 +223,8 @@ def _folder(path: str, key: str) -> str:
     return str(folder)
 
 
-def _from_files(patterns: str | list[str], key: str) -> Split:
-    files = find_files(patterns, key)
+def _from_files(patterns: str | list[str], key: str, sample_by: SampleBy) -> Split:
+    files = find_files(patterns, key, sample_by)
     return Split(files.read(), files.place, key)
 
 

@@ -71,6 +71,25 @@ def test_a_text_file_gives_its_lines(tmp_path: Path) -> None:
     assert files.place(2) == f"{tmp_path / 'poem.txt'}:3"
 
 
+def test_a_row_of_a_text_file_can_be_a_paragraph_or_the_whole_document(tmp_path):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    paths[0].write_text("one\nmore\n\ntwo\n", encoding="utf-8")
+    paths[1].write_text("three\n\n\n\nfour", encoding="utf-8")
+
+    paragraphs = find_files(str(tmp_path / "*.txt"), "data.source.train", "paragraph")
+    documents = find_files(str(tmp_path / "*.txt"), "data.source.train", "document")
+
+    assert paragraphs.read()["text"][:] == ["one\nmore", "two\n", "three", "four"]
+    assert [paragraphs.place(row) for row in range(4)] == [
+        f"{paths[0]}:1",
+        f"{paths[0]}:4",
+        f"{paths[1]}:1",
+        f"{paths[1]}:5",
+    ]
+    assert documents.read()["text"][:] == [path.read_text() for path in paths]
+    assert [documents.place(row) for row in range(2)] == list(map(str, paths))
+
+
 def test_a_pattern_names_many_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     for number in (2, 0, 1):
         (tmp_path / f"part-{number}.jsonl").write_text(f'{{"text": "{number}"}}\n\n{{"text": "{number}b"}}\n')

@@ -58,7 +58,7 @@ def fit(cli: TrainerCLI) -> int:
     record = cli.run.read_record() if cli.run.exists() else {}
     if record:
         raise_problems(_changed(cli.run.read_config(), cli.resolved, cli.run.path.name))
-        if record["state"] == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
+        if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
             return _say_finished(cli)
     checkpoint = cli.run.last if record and cli.run.last.is_file() else None
     if checkpoint:

@@ -1,5 +1,8 @@
 import csv
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -174,3 +177,78 @@ def test_predictions_come_from_the_export(folder, capsys):
     predicted = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert [row["text"] for row in predicted] == [row["text"] for row in rows]
     assert all("score" in row for row in predicted)
+
+
+def test_a_run_does_not_go_on_with_other_rows(folder, capsys):
+    fit("--trainer.max_epochs", "1")
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('\n{"text": "fine", "label": "good"}')
+    assert fit("--trainer.max_epochs", "2") == 2
+    assert (
+        "data.source.train: the rows of its train split changed since the run was started." in capsys.readouterr().err
+    )
+
+
+def test_a_run_does_not_go_on_with_other_batches(folder, capsys):
+    fit("--trainer.max_epochs", "1")
+    assert fit("--trainer.max_epochs", "2", "--trainer.accumulate_grad_batches", "2") == 2
+    assert "trainer.accumulate_grad_batches: the run 'tiny' was started with 1, now it is 2." in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_told_before_anything_changes(folder, capsys):
+    fit("--trainer.max_epochs", "1")
+    last = RunFolder("runs/tiny").last
+    last.write_bytes(last.read_bytes()[:1000])
+    before = RunFolder("runs/tiny").config.read_text()
+    assert fit("--trainer.max_epochs", "2") == 2
+    assert "last.ckpt: the checkpoint cannot be read" in capsys.readouterr().err
+    assert RunFolder("runs/tiny").config.read_text() == before
+
+
+def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(folder):
+    fit("--trainer.max_epochs", "2")
+    best = torch.load("runs/tiny/checkpoints/best.ckpt", weights_only=True)
+    (folder / "runs").rename(folder / "moved")
+    spoil = [{"class_path": f"{__name__}.Forget", "init_args": {}}]
+    (folder / "spoil.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": spoil}}))
+    options = ["--name", "tiny", "--output_dir", "moved", "--trainer.max_epochs", "3"]
+    assert fit("-c", "spoil.yaml", *options) == 0
+    kept = torch.load("moved/tiny/checkpoints/best.ckpt", weights_only=True)
+    assert kept["global_step"] == best["global_step"]
+
+
+class Forget(Callback):
+    """Makes the model worse than guessing before it is validated."""
+
+    def on_validation_start(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            pl_module.model.classifier.weight.data.neg_()
+            pl_module.model.classifier.bias.data.neg_()
+
+
+def test_metrics_are_written_beside_a_logger_of_the_user_s(folder):
+    own = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "own"}}
+    (folder / "own.yaml").write_text(yaml.safe_dump({"trainer": {"logger": own, "max_epochs": 1}}))
+    assert fit("-c", "own.yaml", "--name", "tiny") == 0
+    assert any(row["val/loss"] for row in metrics())
+    assert list((folder / "own").rglob("metrics.csv"))
+
+
+def test_without_a_checkpoint_it_says_that_nothing_is_exported(folder, capsys):
+    assert fit("--trainer.enable_checkpointing", "false", "--trainer.max_steps", "1") == 0
+    assert "nothing is exported" in capsys.readouterr().err
+    assert not RunFolder("runs/tiny").export.exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, sent, code):
+    command = [sys.executable, "-m", "lit_hf", "fit", "-c", "tiny.yaml", "--trainer.max_epochs", "10000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "epoch 1/10000  validation" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(sent)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == code, told
+    assert "Traceback" not in told
+    assert RunFolder("runs/tiny").read_record()["state"] == "preempted"
+    assert fit("--trainer.max_epochs", "1") == 0  # as far as it got is enough

@@ -45,7 +45,7 @@ class CausalLM(Task):
         self.block_length = block_length
         self._length = 0  # of the blocks, once bound
         self._new_tokens = 0  # of a continuation, once bound
-        self.generation = dict(generation or {})
+        self.generation: dict[str, Any] = dict(generation or {})
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
         """Take the tokenizer, and see to it that it has an end token but does not end prompts with it.
@@ -93,14 +93,14 @@ class CausalLM(Task):
         for ids, widths in self._documents(texts):
             tokens += ids
             sizes += widths
-        blocks, widths = cut_blocks(tokens, self._length), cut_blocks(sizes, self._length)
+        blocks, block_sizes = cut_blocks(tokens, self._length), cut_blocks(sizes, self._length)
         if blocks and len(blocks[-1]) == 1:  # a lone end token, before which nothing could be read
             blocks.pop()
         return {
             "input_ids": blocks,
             "attention_mask": [[1] * len(block) for block in blocks],
             "labels": [[-100, *block[1:]] for block in blocks],
-            "text_bytes": [sum(widths[index][1:]) for index in range(len(blocks))],
+            "text_bytes": [sum(block_sizes[index][1:]) for index in range(len(blocks))],
         }
 
     def _documents(self, texts: list[str]) -> Iterator[tuple[list[int], list[int]]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -176,7 +177,8 @@ class Embedding(Task):
 _PREFIXES = ("", "positive_", "negative_")
 
 
-class _ContrastiveOutput(NamedTuple):
+@dataclass
+class _ContrastiveOutput:
     """What `forward` returns; the embeddings are [rows, dimensions]."""
 
     loss: Tensor

@@ -112,7 +112,7 @@ class MaskedLM(Task):
         texts = [text for text in examples[self.text] if not is_blank(text)]
         inputs = list(self._joined(texts, frame) if self.join else self._single(texts))
         inputs = [pieces for pieces in inputs if not all(pieces.special)]
-        encoded = {
+        encoded: Examples = {
             "input_ids": [pieces.ids for pieces in inputs],
             "attention_mask": [[1] * len(pieces.ids) for pieces in inputs],
             "special_tokens_mask": [pieces.special for pieces in inputs],

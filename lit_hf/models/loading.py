@@ -173,6 +173,7 @@ class Base:
             yield self._misfit(task)
         yield from self._direction_problems(task)
         yield from self._label_problems(task)
+        yield from self._output_problems(task)
         words, vocabulary = len(task.tokenizer), config.get_text_config().vocab_size
         if self.checkpoint is not None and words > vocabulary:
             yield Problem(
@@ -213,6 +214,12 @@ class Base:
                 f"a {config.model_type!r} model is an encoder with a decoder, and {task.pipeline_tag} needs one alone."
             )
             yield Problem(where, what, "Take an encoder (BERT, RoBERTa, MPNet) or a decoder.")
+
+    def _output_problems(self, task: Task) -> Iterator[Problem]:
+        limit, longest = self.longest_input, (task.generation or {}).get("max_new_tokens", 0)
+        if self.pretrained_config.is_encoder_decoder and limit is not None and longest > limit:
+            what = f"{longest:,} tokens are more than the model can write: {limit:,}."
+            yield Problem("task.generation.max_new_tokens", what, "Set it, or task.max_target_length, to that or less.")
 
     def _label_problems(self, task: Task) -> Iterator[Problem]:
         wanted = task.model_kwargs().get("num_labels")

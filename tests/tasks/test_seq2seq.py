@@ -236,6 +236,16 @@ def test_a_model_without_encoder_and_decoder_is_refused(tokenizer, kind):
     assert "t5, bart" in problem.cure
 
 
+def test_more_output_than_the_model_has_positions_is_refused(tokenizer):
+    base = Base(config={"model_type": "bart", **SMALL})
+    (problem,) = base.problems(bound(tokenizer, max_target_length=65))
+    assert (problem.where, problem.what) == (
+        "task.generation.max_new_tokens",
+        "65 tokens are more than the model can write: 64.",
+    )
+    assert list(base.problems(bound(tokenizer, max_target_length=64))) == []
+
+
 # evaluation and prediction
 
 

@@ -151,7 +151,10 @@ class Task(ABC):
         return ()
 
     def check_inputs(self, rows: Dataset) -> Iterable[RowProblem]:
-        """Find faults in rows that are to be predicted; the task is not bound yet. By default as `check`."""
+        """Find faults in rows that are to be predicted; the task is not bound yet.
+
+        By default as `check`, which then has to do without the target columns where these are missing.
+        """
         return self.check(rows)
 
     @abstractmethod

@@ -59,17 +59,17 @@ def plain(batch):
 
 
 def test_a_long_context_becomes_windows_that_overlap(tokenizer):
-    encoded = bound(tokenizer).encode(rows_of(answer("good", 13), answer("plot was", 26)))
-    assert [tokenizer.decode(ids) for ids in encoded["input_ids"][3:]] == [
+    encoded = bound(tokenizer).encode(rows_of(answer("good", 13), answer("plot was", 26), answer("and the", 18)))
+    assert [tokenizer.decode(ids) for ids in encoded["input_ids"][3:6]] == [
         "[CLS] the plot [SEP] the film was good and [SEP]",
         "[CLS] the plot [SEP] good and the plot was [SEP]",
         "[CLS] the plot [SEP] plot was dull [SEP]",
     ]
-    assert encoded["row"] == [0, 0, 0, 1, 1, 1]
+    assert encoded["row"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     # a window without the whole answer points at [CLS]
-    assert encoded["start_positions"] == [7, 4, 0, 0, 7, 4]
-    assert encoded["end_positions"] == [7, 4, 0, 0, 8, 5]
-    assert encoded["first"] == [4] * 6
+    assert encoded["start_positions"] == [7, 4, 0, 0, 7, 4, 0, 5, 0]
+    assert encoded["end_positions"] == [7, 4, 0, 0, 8, 5, 0, 6, 0]
+    assert encoded["first"] == [4] * 9
     assert encoded["offsets"][4] == [13, 17, 18, 21, 22, 25, 26, 30, 31, 34]
     assert encoded["text"][4] == "good and the plot was"
 

@@ -99,7 +99,7 @@ class _Page:
         place = self.rows.place(row) if known else f"input {index + 1}"
         self.console.print()
         if self.coloured:
-            self.console.rule(f"[bold]{self.split} {index + 1}[/bold] [dim]{place}[/dim]", align="left")
+            self.console.rule(f"[bold]{self.split} {index + 1}[/bold] [dim]{place}[/dim]", align="left", style="dim")
         else:
             self.console.print(f"--- {self.split} {index + 1}: {place}", markup=False)
         if cut := self._cut(index, row, known):

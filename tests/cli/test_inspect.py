@@ -93,7 +93,7 @@ def test_a_word_s_tag_stands_beside_its_first_piece(in_folder, tiny_text_model, 
     config = write(in_folder, "tags", rows, task, tiny_text_model)
     assert inspect(config) == 0
     shown = capsys.readouterr().out
-    assert "[CLS] [[the/O]] [[plot/B-X]]s [SEP]" in shown
+    assert "[CLS] [[the/O]] [[plot/B-X]] ##s [SEP]" in shown
     assert "<[PAD] x 2>" in shown
 
 

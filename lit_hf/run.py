@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -98,6 +99,12 @@ class RunFolder:
     def update_record(self, **fields: Any) -> None:
         """Add fields to `run.json`, or replace them; the file is replaced whole."""
         write_atomically(self._record, json.dumps({**self.read_record(), **fields}, indent=2, default=str) + "\n")
+
+
+def run_name(configs: Sequence[str | Path]) -> str:
+    """Return the name of a run that has none, made of its config files' names: the same command is the same run."""
+    stems = (re.sub(r"[^\w.-]+", "-", Path(config).stem) for config in configs)
+    return "-".join(stems) or "run"
 
 
 def write_atomically(path: Path, text: str) -> None:

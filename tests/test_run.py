@@ -4,7 +4,7 @@ import os
 import pytest
 
 from lit_hf.errors import InputError
-from lit_hf.run import RunFolder, write_atomically
+from lit_hf.run import RunFolder, run_name, write_atomically
 
 
 def test_a_run_exists_once_its_config_and_record_are_written(tmp_path):
@@ -44,3 +44,11 @@ def test_a_failed_write_leaves_the_old_text_and_no_temporary_file(tmp_path, monk
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("configs", "name"),
+    [(["a/mrpc.yaml", "lora.yaml"], "mrpc-lora"), (["my config.v2.yaml"], "my-config.v2"), ([], "run")],
+)
+def test_a_run_without_a_name_is_named_after_its_configs(configs, name):
+    assert run_name(configs) == name

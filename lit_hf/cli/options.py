@@ -10,7 +10,7 @@ from typing import NoReturn
 import yaml
 
 from lit_hf.errors import InputError, Problem
-from lit_hf.run import RunFolder
+from lit_hf.run import RunFolder, run_name
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +63,5 @@ def run_folder(configs: Sequence[str | Path], name: str | None = None, output_di
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
             what = "the config cannot be read: " + " ".join(str(error).split())
             raise InputError(Problem(str(config), what)) from error
-    stems = "-".join(Path(config).stem for config in configs)
-    return RunFolder(
-        Path(output_dir or keys.get("output_dir") or "runs") / (name or keys.get("name") or stems or "run")
-    )
+    name = name or keys.get("name") or run_name(configs)
+    return RunFolder(Path(output_dir or keys.get("output_dir") or "runs") / name)

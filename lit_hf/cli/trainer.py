@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
 from lit_hf.checks import callback_problems, disk_problems, monitor_mode, monitor_problems, monitored
+from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
 from lit_hf.errors import InputError, Problem, collect, raise_problems
 from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
-from lit_hf.run import RunFolder
+from lit_hf.run import RunFolder, run_name
 from lit_hf.task import Task
 from lit_hf.training.callbacks.checkpoints import BestAndLast
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
@@ -116,7 +118,8 @@ class TrainerCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse strictly: every problem of the config at once."""
         self.config = parse(parser, args)
-        self.config.name = self.config.name or default_name(args)
+        configs = [argument.text for argument in read_arguments(args)[0] if argument.key == "config"]
+        self.config.name = self.config.name or run_name(configs)
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.config.name):
             raise InputError(
                 Problem("name", f"{self.config.name!r} is no name.", "Use letters, digits, '.', '_' and '-' only.")
@@ -229,32 +232,25 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def default_name(arguments: Sequence[str]) -> str:
-    """Return a run's name made of its config files' names, so that the same command is the same run."""
-    files = []
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, inline = option.partition("=")
-        if name in ("-c", "--config"):
-            files.append(Path(inline or value).stem)
-    return "-".join(files) or "run"
-
-
 def with_run_config(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with a leading run folder (or `--run FOLDER`) replaced by that run's config.
+    """Return the arguments with a leading run folder, or `--run FOLDER`, replaced by that run's config.
 
     Raises:
         InputError: If there is no run in the folder.
     """
-    given = list(arguments)
-    if given and given[0] == "--run":
-        given = given[1:]
-    if not given or given[0].startswith("-"):
-        return list(arguments)
-    run = RunFolder(given[0])
-    config = run.read_config()
-    folder = run.path.resolve()
-    moved = [] if config.get("name") == folder.name else ["--name", folder.name]
-    return ["-c", str(run.config), *given[1:], "--output_dir", str(folder.parent), *moved]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run")
+    given, rest = parser.parse_known_args(arguments)
+    folder = given.run
+    if folder is None and rest and not rest[0].startswith("-"):
+        folder, *rest = rest
+    if folder is None:
+        return rest
+    run = RunFolder(folder)
+    named = run.read_config().get("name")
+    place = run.path.resolve()
+    moved = [] if named == place.name else ["--name", place.name]
+    return ["-c", str(run.config), *rest, "--output_dir", str(place.parent), *moved]
 
 
 def run(verb: Literal["fit", "validate", "test"], arguments: Sequence[str]) -> int:

@@ -186,3 +186,15 @@ def test_a_trained_tokenizer_says_where_texts_start_and_end(trained: PreTrainedT
 
     assert (ids[0], ids[-1]) == (trained.bos_token_id, trained.eos_token_id)
     assert (trained.bos_token, trained.eos_token) == ("[CLS]", "[SEP]")
+
+
+def test_a_chat_template_is_text_or_a_file_and_is_saved_with_the_tokenizer(minilm: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages }}é", encoding="utf-8")
+    for given in ("{{ messages }}é", str(tmp_path / "chat.jinja")):
+        load_tokenizer(TokenizerSettings(checkpoint=str(minilm), chat_template=given)).save_pretrained(tmp_path / "a")
+        assert AutoTokenizer.from_pretrained(tmp_path / "a").chat_template == "{{ messages }}é"
+
+
+def test_a_chat_template_that_is_neither_is_refused(minilm: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.tokenizer\.chat_template: 'chat\.jnja' is no Jinja template, and no"):
+        load_tokenizer(TokenizerSettings(checkpoint=str(minilm), chat_template="chat.jnja"))

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from transformers import DataCollatorForSeq2Seq, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -225,7 +225,7 @@ class Seq2Seq(Task):
         return [{"generated_text": text} for text in self._generate(model, batch)]
 
     def _generate(self, model: PreTrainedModel, batch: Batch) -> list[str]:
-        tokens = model.generate(**{name: batch[name] for name in MODEL_INPUTS}, **self.generation)
+        tokens = cast(Any, model).generate(**{name: batch[name] for name in MODEL_INPUTS}, **self.generation)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     def export_files(self, folder: Path) -> None:

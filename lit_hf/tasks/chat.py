@@ -30,6 +30,7 @@ from lit_hf.data.conversations import (
     without_nulls,
 )
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.evaluation.decoding import generation_problems
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Chat(Task):
         raise_problems(self._setting_problems())
 
     def _setting_problems(self) -> Iterator[Problem]:
+        yield from generation_problems("task.generation", self.generation)
         given = {name for name, column in self.columns._asdict().items() if column is not None}
         shapes = [name for name in SHAPES if name in given]
         if len(shapes) > 1:

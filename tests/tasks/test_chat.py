@@ -162,6 +162,7 @@ def test_a_tokenizer_without_a_template_is_refused():
         ({"prompt": "p"}, "task.completion: the column of the answer is not named"),
         ({"instruction": "i", "completion": "c", "output": "o"}, "task.completion: it goes with prompt"),
         ({"output": "o"}, "task.output: it goes with instruction"),
+        ({"generation": {"max_new_token": 3}}, r"task.generation.max_new_token: .*\n    Did you mean 'max_new_tokens'"),
         ({"roles": {"bard": "helper"}}, "task.roles.bard: 'helper' is no role"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import datasets
 from datasets import Dataset, DatasetDict
 
+from lit_hf.data.compression import extension, is_compressed
 from lit_hf.data.reading import find_faults, find_ragged_rows, line_of
 from lit_hf.errors import InputError, Problem, raise_problems
 
@@ -57,7 +58,7 @@ class Files:
         Raises:
             InputError: If a file cannot be read; names the line where it can be told.
         """
-        builder, settings = FORMATS[self.paths[0].suffix.lower()]
+        builder, settings = FORMATS[extension(self.paths[0])]
         if builder == "text":
             settings = {"sample_by": self.sample_by}
         if builder == "csv":
@@ -132,16 +133,21 @@ def _not_found(pattern: str, key: str) -> Problem:
 
 
 def _check_formats(paths: Sequence[Path], key: str) -> Iterator[Problem]:
-    unknown = [path for path in paths if path.suffix.lower() not in FORMATS]
+    unknown = [path for path in paths if not _is_known(path)]
     for path in unknown:
         yield Problem(key, f"{path}: the extension does not tell the format.", f"Known are {', '.join(FORMATS)}.")
-    formats = {path.suffix.lower(): path for path in paths if path not in unknown}
+    formats = {extension(path): path for path in paths if path not in unknown}
     if len({str(FORMATS[suffix]) for suffix in formats}) > 1:
         yield Problem(
             key,
             f"the files have several formats: {', '.join(map(str, formats.values()))}.",
             "Give files of one format.",
         )
+
+
+def _is_known(path: Path) -> bool:
+    known = extension(path) in FORMATS
+    return known and not (is_compressed(path) and extension(path) in (".parquet", ".arrow"))
 
 
 def files_by_split(folder: str, key: str = "data.source") -> dict[str, list[str]]:
@@ -160,7 +166,7 @@ def files_by_split(folder: str, key: str = "data.source") -> dict[str, list[str]
     ]
     for path in candidates:
         for split, stem in _SPLIT_STEMS.items():
-            if path.suffix.lower() in FORMATS and re.match(rf"({stem})([-_.]|$)", path.stem):
+            if _is_known(path) and re.match(rf"({stem})([-_.]|$)", path.stem):
                 files.setdefault(split, []).append(glob.escape(str(path)))
     if not files:
         there = ", ".join(path.name for path in candidates[:10]) or "nothing"

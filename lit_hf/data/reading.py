@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from lit_hf.data.compression import DAMAGE, extension, is_compressed, open_bytes, open_text, read_text
 from lit_hf.errors import Problem
 
 SHOWN_FAULTS = 5
@@ -43,8 +44,8 @@ def find_faults(paths: Sequence[Path], key: str) -> Iterator[Problem]:
 def find_ragged_rows(paths: Sequence[Path], key: str) -> Iterator[Problem]:
     """Find the rows of CSV files that have more or fewer fields than the header; pandas fills short ones in silence."""
     for path in paths:
-        # One that is not UTF-8 is left to the reader, whose failure finds the line.
-        with suppress(UnicodeDecodeError):
+        # One that is damaged or not UTF-8 is left to the reader, whose failure finds the place.
+        with suppress(UnicodeDecodeError, *DAMAGE):
             yield from islice(_ragged_rows(path, key), SHOWN_FAULTS)
 
 
@@ -57,7 +58,7 @@ def line_of(paths: Sequence[Path], row: int, sample_by: str = "line") -> str:
         sample_by: What is a row of a text file: a `line`, a `paragraph` or the whole `document`.
     """
     for path in paths:
-        places = _text_places(path, sample_by) if path.suffix.lower() == ".txt" else _places(path)
+        places = _text_places(path, sample_by) if extension(path) == ".txt" else _places(path)
         for place in places:
             if row == 0:
                 return place
@@ -90,9 +91,16 @@ def kind_of(value: Any) -> str | None:
 
 
 def _faults(path: Path, key: str) -> Iterator[Problem]:
-    suffix = path.suffix.lower()
+    suffix = extension(path)
     binary = suffix in (".parquet", ".arrow")
-    found = list(islice(_damage(path, key) if binary else _undecodable_lines(path), SHOWN_FAULTS))
+    try:
+        found = list(islice(_damage(path, key) if binary else _undecodable_lines(path), SHOWN_FAULTS))
+    except DAMAGE as error:
+        if not is_compressed(path):
+            raise
+        cure = f"Compress or download the file again. (It is {key}.)"
+        yield Problem(str(path), f"the compressed file is damaged: {error}.", cure)
+        return
     if not found and suffix in (".csv", ".tsv"):
         found = list(_ragged_rows(path, key))
     elif not found and not binary and suffix != ".txt":
@@ -105,13 +113,13 @@ def _faults(path: Path, key: str) -> Iterator[Problem]:
 def _empty(path: Path, key: str) -> Problem:
     what = "the file is empty."
     if path.stat().st_size:
-        header = path.suffix.lower() in (".csv", ".tsv")
+        header = extension(path) in (".csv", ".tsv")
         what = "the file has a header and no rows." if header else "the file has no rows."
     return Problem(str(path), what, f"Give a file that has rows as {key}.")
 
 
 def _undecodable_lines(path: Path) -> Iterator[Problem]:
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
@@ -128,8 +136,8 @@ def _undecodable_lines(path: Path) -> Iterator[Problem]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV or TSV file, header first, each with the line it begins on; blank lines are no rows."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    with open_text(path, "utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter="\t" if extension(path) == ".tsv" else ",", strict=True)
         line = 1
         for row in reader:
             if row:
@@ -159,7 +167,7 @@ def _ragged_rows(path: Path, key: str) -> Iterator[Problem]:
 
 
 def _json_faults(path: Path, key: str) -> Iterator[Problem]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, "utf-8-sig")
     rows: list[tuple[str, Any]] = []
     if _is_one_document(text):
         try:
@@ -239,7 +247,7 @@ def _damage(path: Path, key: str) -> Iterator[Problem]:
 
 
 def _tables(path: Path) -> Iterator[pa.RecordBatch]:
-    if path.suffix.lower() == ".parquet":
+    if extension(path) == ".parquet":
         with parquet.ParquetFile(path) as file:
             yield from file.iter_batches()
         return
@@ -258,7 +266,7 @@ def _tables(path: Path) -> Iterator[pa.RecordBatch]:
 
 def _places(path: Path) -> Iterator[str]:
     """Yield the place of each row of a file."""
-    suffix = path.suffix.lower()
+    suffix = extension(path)
     if suffix in (".csv", ".tsv"):
         yield from (f"{path}:{line}" for line, _ in islice(_csv_rows(path), 1, None))
     elif suffix == ".txt":
@@ -267,7 +275,7 @@ def _places(path: Path) -> Iterator[str]:
         rows = sum(batch.num_rows for batch in _tables(path))
         yield from (f"{path} row {index}" for index in range(rows))
     else:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
         if _is_one_document(text):
             document = json.loads(text)
             rows = len(document) if isinstance(document, list) else len(next(iter(document.values()), ()))
@@ -280,7 +288,7 @@ def _text_places(path: Path, sample_by: str) -> Iterator[str]:
     if sample_by == "document":
         yield str(path)
         return
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         if sample_by == "line":
             yield from (f"{path}:{number}" for number, _ in enumerate(file, start=1))
             return
@@ -305,12 +313,12 @@ def _differing_columns(paths: Sequence[Path], key: str) -> Iterator[Problem]:
 
 def _columns(path: Path) -> Iterator[tuple[str, set[str]]]:
     """Yield where the columns of a file are named, and their names: once, or for each row of JSON lines."""
-    suffix = path.suffix.lower()
+    suffix = extension(path)
     if suffix in (".csv", ".tsv"):
         yield from ((f"{path}:{line}", set(header)) for line, header in islice(_csv_rows(path), 1))
     elif suffix in (".parquet", ".arrow"):
         yield from ((str(path), set(batch.schema.names)) for batch in islice(_tables(path), 1))
     elif suffix != ".txt":
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
         if not _is_one_document(text):
             yield from ((f"{path}:{number}", set(json.loads(line))) for number, line in _filled_lines(text))

@@ -38,8 +38,8 @@ class Source:
         name: Configuration of the dataset on the Hub (`sst2`).
         revision: Branch, tag or commit of the dataset on the Hub.
         train: Files to train on: a path, a pattern (`data/part-*.jsonl`) or a list; JSON, JSON lines, CSV, TSV,
-            Parquet, Arrow or text by their extension. With `path`: the name of the split there, or a part of it
-            (`train[:10%]`).
+            Parquet, Arrow or text by their extension, also compressed (`.jsonl.gz`). With `path`: the name of the
+            split there, or a part of it (`train[:10%]`).
         validation: The same for validation.
         test: The same for testing.
         generator: Function that yields the training rows as dicts, by its import path (`my_package.rows`).

@@ -123,11 +123,13 @@ def _other_data(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[P
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> Iterator[Problem]:
-    """Find settings that a resumed run may not change."""
+    """Find settings that a resumed run may not change; one that is younger than the run has its default in both."""
     old, new = dict(_flat(before)), dict(_flat(now))
     for key in sorted(old.keys() | new.keys()):
         is_free = key in FREE_TO_CHANGE or (key.startswith("trainer.") and key not in HELD)
-        if is_free or old.get(key) == new.get(key):
+        block = key.rpartition(".")[0]
+        is_younger = key not in old and any(other.startswith(f"{block}.") for other in old)
+        if is_free or is_younger or old.get(key) == new.get(key):
             continue
         yield Problem(
             key,

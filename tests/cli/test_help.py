@@ -39,7 +39,7 @@ def test_an_option_has_its_purpose_its_type_and_its_default(page):
     assert entry(page, "--trainer.max_epochs") == (
         "--trainer.max_epochs Stop training once this number of epochs is reached (int)"
     )
-    assert entry(page, "--task.label_smoothing").endswith("(float, default 0.0)")
+    assert entry(page, "--task.label_smoothing").endswith("(number, default 0.0)")
 
 
 def test_every_option_is_there_and_none_that_cannot_be_set(page, parser):

@@ -108,13 +108,15 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         # Left over from the last call, and set anew by the next.
         backend.no_truncation()
         backend.no_padding()
-        content = backend.to_str()
+        # The whole of it; what it was made with differs between a tokenizer and its saved copy.
+        content, settings = backend.to_str(), {}
     else:
         content = json.dumps(sorted(tokenizer.get_vocab().items()))
-    settings = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
+        settings = {name: str(value) for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
     sides = [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return [type(tokenizer).__qualname__, content, settings, sides, special, tokenizer.chat_template]
+    names = tokenizer.model_input_names
+    return [type(tokenizer).__qualname__, content, settings, sides, special, names, tokenizer.chat_template]
 
 
 def _source(task_class: type[Task]) -> list[str]:

@@ -156,6 +156,15 @@ def test_the_fingerprint_changes_with_all_that_the_result_depends_on(tiny_text_m
     assert len(set(prints)) == len(prints)
 
 
+def test_a_saved_copy_of_the_tokenizer_finds_the_same_rows(tiny_text_model: Path, tmp_path: Path) -> None:
+    rows, task = rows_of([1, 2]), bound(tiny_text_model)
+    before = fingerprint(rows, task)
+    task.tokenizer.save_pretrained(tmp_path)
+    task.bind(AutoTokenizer.from_pretrained(tmp_path))
+
+    assert fingerprint(rows, task) == before
+
+
 def test_the_fingerprint_does_not_change_by_use(tiny_text_model: Path) -> None:
     rows, task = rows_of([1, 2]), bound(tiny_text_model)
     before = fingerprint(rows, task)

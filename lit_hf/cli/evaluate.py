@@ -1,26 +1,28 @@
-"""The verbs validate and test: evaluate a run's best checkpoint, or a checkpoint as it is, on a split."""
+"""The verbs validate and test: evaluate a run's best checkpoint on a split."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from lit_hf.cli.runs import bind_task, load_weights, read_checkpoint
-from lit_hf.cli.trainer import TrainerCLI
+from lit_hf.cli.trainer import TrainerCLI, with_run_config
 
 
-def evaluate(verb: Literal["validate", "test"], cli: TrainerCLI) -> int:
+def run(verb: Literal["validate", "test"], arguments: Sequence[str]) -> None:
     """Evaluate on the split that the verb names, and print the metrics.
 
-    Returns:
-        The exit code: 0.
+    Args:
+        verb: The verb.
+        arguments: The options after it.
 
     Raises:
         InputError: With everything that is wrong, before weights are loaded.
     """
+    cli = TrainerCLI(with_run_config(arguments), verb)
     checkpoint = read_checkpoint(cli.run.best)
     bind_task(cli, checkpoint)
     cli.prepare(verb)
@@ -32,7 +34,6 @@ def evaluate(verb: Literal["validate", "test"], cli: TrainerCLI) -> int:
     results = stage(cli.model, datamodule=cli.datamodule, verbose=False)
     if trainer.is_global_zero:
         _print(cli, results[0])
-    return 0
 
 
 def _print(cli: TrainerCLI, metrics: Mapping[str, float]) -> None:

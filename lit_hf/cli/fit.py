@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,11 @@ HELD = {
 """Settings of `trainer` that say what is learnt from, and in which batches."""
 
 
-def fit(cli: TrainerCLI) -> int:
+def run(arguments: Sequence[str]) -> None:
     """Train a new run, or resume the run of that name.
 
-    Returns:
-        The exit code: 0.
+    Args:
+        arguments: The options after the verb.
 
     Raises:
         InputError: With everything that is wrong, before weights are loaded.
@@ -55,11 +55,13 @@ def fit(cli: TrainerCLI) -> int:
         KeyboardInterrupt: If it was interrupted.
         Preempted: If the process was told to end.
     """
+    cli = TrainerCLI(arguments)
     record = cli.run.read_record() if cli.run.exists() else {}
     if record:
         raise_problems(_changed(cli.run.read_config(), cli.resolved, cli.run.path.name))
         if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
-            return _say_finished(cli)
+            _say_finished(cli)
+            return
     checkpoint = cli.run.last if record and cli.run.last.is_file() else None
     if checkpoint:
         read_checkpoint(checkpoint)  # a damaged one is told now, not after the model is built
@@ -73,7 +75,6 @@ def fit(cli: TrainerCLI) -> int:
     _train(cli, trainer, checkpoint)
     if trainer.is_global_zero:
         _finish(cli)
-    return 0
 
 
 def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -101,13 +102,12 @@ def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     )
 
 
-def _say_finished(cli: TrainerCLI) -> int:
+def _say_finished(cli: TrainerCLI) -> None:
     log.warning(
         "the run %s is finished already; nothing was done. Start another one with --name <name>, or go on with more "
         "--trainer.max_epochs.",
         cli.run.path,
     )
-    return 0
 
 
 def _other_data(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Problem]:

@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 
 from lit_hf.cli import words
 from lit_hf.cli.arguments import read_arguments
-from lit_hf.cli.main import VERBS
 from lit_hf.cli.schema import Option, UnknownClassError, class_options, find_class, known_classes, read_options, suggest
+from lit_hf.cli.verbs import VERBS
 from lit_hf.errors import InputError, Problem
 
 EXAMPLES = {

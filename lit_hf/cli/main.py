@@ -11,24 +11,16 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lit_hf import __version__
 from lit_hf.cli import messages
+from lit_hf.cli.verbs import VERBS
 from lit_hf.errors import InputError, LitHFError, Problem
 
-VERBS = {
-    "fit": "Train and evaluate a model, and export the best one.",
-    "inspect": "Show the first rows as the model will see them, without loading it.",
-    "validate": "Evaluate a run's best checkpoint on the validation split.",
-    "test": "Evaluate a run's best checkpoint on the test split.",
-    "predict": "Predict rows with a run or an exported model.",
-    "export": "Write a run's model as a plain Hugging Face folder.",
-    "env": "Show versions and devices, and what is missing here.",
-}
-"""What each verb does, in the order of the help."""
-
-TRAINER_VERBS = ("fit", "validate", "test")
+MODULES = {"validate": "evaluate", "test": "evaluate"}
+"""Where a verb is, if not in the module of its name."""
 
 USAGE = f"""\
 usage: lit-hf <verb> [options]
@@ -101,10 +93,8 @@ def _dispatch(arguments: list[str], debug: bool) -> int:
 
 def _runner(verb: str) -> Callable[[list[str]], int | None]:
     """Import what runs the verb; only now, because it imports torch and Lightning."""
-    if verb in TRAINER_VERBS:
-        run = importlib.import_module("lit_hf.cli.trainer").run
-        return lambda options: run(verb, options)
-    return importlib.import_module(f"lit_hf.cli.{verb}").run
+    module = importlib.import_module(f"lit_hf.cli.{MODULES.get(verb, verb)}")
+    return partial(module.run, verb) if verb in MODULES else module.run
 
 
 def _unknown_verb(word: str) -> Problem:

@@ -251,18 +251,3 @@ def with_run_config(arguments: Sequence[str]) -> list[str]:
     place = run.path.resolve()
     moved = [] if named == place.name else ["--name", place.name]
     return ["-c", str(run.config), *rest, "--output_dir", str(place.parent), *moved]
-
-
-def run(verb: Literal["fit", "validate", "test"], arguments: Sequence[str]) -> int:
-    """Run a verb of the trainer.
-
-    Returns:
-        The exit code.
-    """
-    if verb == "fit":
-        from lit_hf.cli.fit import fit
-
-        return fit(TrainerCLI(arguments))
-    from lit_hf.cli.evaluate import evaluate
-
-    return evaluate(verb, TrainerCLI(with_run_config(arguments), verb))

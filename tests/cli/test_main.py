@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from lit_hf import __version__
-from lit_hf.cli.main import VERBS, main
+from lit_hf.cli.main import main
+from lit_hf.cli.verbs import VERBS
 
 HEAVY = ("torch", "lightning", "transformers", "datasets", "peft", "jsonargparse", "numpy")
 

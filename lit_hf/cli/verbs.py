@@ -1,0 +1,12 @@
+"""The verbs of `lit-hf`."""
+
+VERBS = {
+    "fit": "Train and evaluate a model, and export the best one.",
+    "inspect": "Show the first rows as the model will see them, without loading it.",
+    "validate": "Evaluate a run's best checkpoint on the validation split.",
+    "test": "Evaluate a run's best checkpoint on the test split.",
+    "predict": "Predict rows with a run or an exported model.",
+    "export": "Write a run's model as a plain Hugging Face folder.",
+    "env": "Show versions and devices, and what is missing here.",
+}
+"""What each verb does, in the order of the help."""

@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import tokenizers
+import transformers
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+import lit_hf
 from lit_hf.data.encoding import Lengths, encode, fingerprint
 from lit_hf.data.sources import Source, load_splits
 from lit_hf.task import Examples
@@ -173,6 +179,50 @@ def test_the_fingerprint_does_not_change_by_use(tiny_text_model: Path) -> None:
     task.tokenizer.pad(task.tokenizer(["the", "the film"]), return_tensors="pt")
 
     assert fingerprint(rows, task) == before
+
+
+@pytest.mark.parametrize("library", [transformers, tokenizers])
+def test_rows_of_another_version_of_a_library_are_not_reused(
+    tiny_text_model: Path, monkeypatch: pytest.MonkeyPatch, library: ModuleType
+) -> None:
+    rows, task = rows_of([1, 2]), bound(tiny_text_model)
+    before = fingerprint(rows, task)
+    monkeypatch.setattr(library, "__version__", "99.0")
+
+    assert fingerprint(rows, task) != before
+
+
+FINGERPRINT = """
+from datasets import Dataset
+from transformers import AutoTokenizer
+from lit_hf.data.encoding import fingerprint
+from lit_hf.tasks import Preference
+task = Preference()
+task.bind(AutoTokenizer.from_pretrained({model!r}))
+print(fingerprint(Dataset.from_dict({{"prompt": ["the"]}}), task))
+"""
+
+
+@pytest.mark.slow
+def test_a_mended_helper_of_tasks_encodes_anew(tmp_path: Path, tiny_text_model: Path) -> None:
+    package = tmp_path / "lit_hf"
+    shutil.copytree(Path(lit_hf.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run() -> str:
+        code = FINGERPRINT.format(model=str(tiny_text_model))
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        arguments = [sys.executable, "-c", code]
+        return subprocess.run(
+            arguments, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        ).stdout
+
+    before = run()
+    assert run() == before
+    (package / "cli" / "fit.py").write_text("# encodes nothing")
+    assert run() == before
+    with (package / "data" / "pairs.py").open("a") as file:
+        file.write("# mended")
+    assert run() != before
 
 
 def run_in_a_process(train: str, task_file: Path, model: Path, **settings: str) -> list[str]:

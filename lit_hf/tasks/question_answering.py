@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW_COLUMNS = ("row", "null_position", "first", "offsets", "text", "answers")
-"""What `encode` yields beside the model's inputs: the fields of a `Window`, with `offsets` as one flat list."""
+"""What `encode` yields beside the model's inputs: the fields of a `Window`.
+
+Of them `offsets` is one flat list, and `answers` is JSON: lists of texts would have no type in Arrow where all of the
+first thousand rows are empty, and the next thousand would not fit.
+"""
 
 
 class QuestionAnswering(Task):
@@ -158,6 +163,7 @@ class QuestionAnswering(Task):
             encoded[name] = [window[position] for window in windows]
         encoded["offsets"] = [offsets.ravel().tolist() for offsets in encoded["offsets"]]
         if self.answers in examples:
+            encoded["answers"] = [json.dumps(window.answers) for window in windows]
             targets = [_target(window, examples[self.answers][window.row]["answer_start"]) for window in windows]
             encoded["start_positions"], encoded["end_positions"] = map(list, zip(*targets, strict=True))
         else:
@@ -271,7 +277,8 @@ class _WindowCollator:
 
 def _read_window(row: dict[str, Any]) -> Window:
     offsets = np.array(row["offsets"], dtype=np.int64).reshape(-1, 2)
-    return Window(row["row"], row["null_position"], row["first"], offsets, row["text"], row.get("answers", []))
+    answers = json.loads(row.get("answers", "[]"))
+    return Window(row["row"], row["null_position"], row["first"], offsets, row["text"], answers)
 
 
 def _target(window: Window, starts: Sequence[int]) -> tuple[int, int]:

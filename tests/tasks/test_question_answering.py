@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, CanineTokenizer
 
 from lit_hf.data.batching import count_sizes
+from lit_hf.data.encoding import encode
 from lit_hf.data.tokenization import SMALLEST_VOCABULARY, train_tokenizer
 from lit_hf.errors import InputError
 from lit_hf.models.adapters import add_adapter
@@ -116,6 +117,15 @@ def test_a_question_without_answer_points_at_the_first_special_token(tokenizer):
 def test_a_long_question_is_cut_and_blanks_before_it_are_dropped(tokenizer):
     encoded = bound(tokenizer).encode(rows_of(answer("film", 4), question="  the plot was not good"))
     assert tokenizer.decode(encoded["input_ids"][2]) == "[CLS] the plot [SEP] plot was dull [SEP]"
+
+
+def test_a_thousand_questions_without_answer_may_come_before_one_with(tokenizer):
+    task = bound(tokenizer, unanswerable=True)
+    none = {"text": [], "answer_start": []}
+    rows = Dataset.from_dict(rows_of(*[none] * 1000, answer("good", 13), context="the film was good"))
+    encoded, _ = encode(rows, task, "train")
+    windows = task.collator()([encoded[999], encoded[1000]])["windows"]
+    assert [window.answers for window in windows] == [[], ["good"]]
 
 
 def test_prediction_encodes_without_answers(tokenizer):

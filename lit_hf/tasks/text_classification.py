@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lit_hf.data.labels import class_names
+from lit_hf.data.labels import check_order, class_names
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
 from lit_hf.evaluation.report import confusion_report
 from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
@@ -104,12 +104,14 @@ class TextClassification(Task):
         """Return the names of a ClassLabel, or the values of the label column in their order.
 
         Raises:
-            InputError: If the labels are numbers with fractions, or there is only one.
+            InputError: If the labels are numbers with fractions, there is only one, or `labels` has the names of a
+                ClassLabel in another order.
         """
         if self.kind == "regression":
             return None
         names = class_names(rows.features, self.label[0]) if len(self.label) == 1 else None
         if names is not None:
+            check_order(self.labels or names, names, self.label[0])
             self.given_as = "ids"
         elif self.labels is None:
             self.given_as = "names"

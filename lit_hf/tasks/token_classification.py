@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import DataCollatorForTokenClassification
 
-from lit_hf.data.labels import class_names
+from lit_hf.data.labels import check_order, class_names
 from lit_hf.errors import InputError, Problem
 from lit_hf.evaluation.entities import OUTSIDE, entity_table, entity_types, find_entities
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task, named_labels
@@ -82,11 +82,14 @@ class TokenClassification(Task):
         """Return the names of a ClassLabel, or the tags in the rows: `O` first, then by type.
 
         Raises:
-            InputError: If the tags are numbers that nothing names.
+            InputError: If the tags are numbers that nothing names, or `labels` has the names of a ClassLabel in another
+                order.
         """
+        names = class_names(rows.features, self.tags)
         if self.labels is not None:
+            check_order(self.labels, names or [], self.tags)
             return self.labels
-        if names := class_names(rows.features, self.tags):
+        if names:
             return names
         values = {tag for tags in rows[self.tags] for tag in _items(tags) if tag is not None and tag != ""}
         if any(not isinstance(tag, str) for tag in values):

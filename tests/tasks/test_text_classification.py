@@ -66,6 +66,14 @@ def test_declared_labels_are_known_by_name_and_by_id(tokenizer, values):
     assert task.model_kwargs()["id2label"] == {0: "bad", 1: "good"}
 
 
+def test_declared_labels_in_another_order_than_the_data_s_are_refused():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    rows = Dataset.from_dict({"text": TEXTS, "label": [1, 0, 1, 0]}, features=features)
+    with pytest.raises(InputError, match="order is good, bad, but the ids of column 'label' stand for bad, good"):
+        TextClassification(labels=["good", "bad"]).learn_labels(rows)
+    assert TextClassification(labels=["poor", "great"]).learn_labels(rows) == ["poor", "great"]
+
+
 def test_faults_of_rows_name_the_rows_the_column_and_the_labels(tokenizer):
     rows = Dataset.from_dict({"text": ["good", "", None, "bad"], "label": ["a", None, "c", "b"]})
     task = TextClassification(labels=["a", "b"])

@@ -58,6 +58,13 @@ def test_numbers_are_ids(tokenizer, cell):
     assert [tag for tag in task.encode(rows[:])["labels"][0] if tag != -100] == ids[0]
 
 
+def test_declared_tags_in_another_order_than_the_data_s_are_refused():
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
+    rows = Dataset.from_dict({"tokens": [["a"]], "ner_tags": [[1]]}, features=features)
+    with pytest.raises(InputError, match="order is B-X, O, but the ids of column 'ner_tags' stand for O, B-X"):
+        TokenClassification(labels=["B-X", "O"]).learn_labels(rows)
+
+
 def test_numbers_that_nothing_names_are_refused(tokenizer):
     with pytest.raises(InputError, match="the tags are numbers, and nothing says what they mean"):
         bound(tokenizer, Dataset.from_dict({"tokens": [["a"]], "ner_tags": [[1]]}))

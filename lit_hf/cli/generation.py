@@ -31,10 +31,9 @@ def set_generation(task: Task, settings: dict[str, Any], max_new_tokens: int | N
     if task.generation is None:
         what = f"{type(task).__name__} does not generate text."
         raise InputError(Problem("--generation", what, "Leave out --generation and --max_new_tokens."))
-    from lit_hf.evaluation.decoding import generation_problems
+    from lit_hf.evaluation.decoding import generation_problems, superseded
 
-    lengths = {"max_new_tokens", "max_length"}
-    dropped = lengths if lengths & set(settings) else set()
+    dropped = superseded(task.generation, settings)
     generation = {name: value for name, value in task.generation.items() if name not in dropped} | settings
     raise_problems(generation_problems("--generation", generation))
     task.generation = generation

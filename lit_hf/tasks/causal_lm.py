@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers.processors import TemplateProcessing
 from transformers import DataCollatorForTokenClassification
 
 from lit_hf.data.blocks import byte_sizes, cut_blocks, document_problems, is_blank, resolve_length, text_problems
-from lit_hf.errors import InputError, Problem
+from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.evaluation.decoding import (
+    GREEDY,
+    continuations,
+    fit_prompt,
+    generation_problems,
+    room,
+    with_length,
+    write_generation_config,
+)
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -44,8 +54,8 @@ class CausalLM(Task):
         self.text = text
         self.block_length = block_length
         self._length = 0  # of the blocks, once bound
-        self._new_tokens = 0  # of a continuation, once bound
-        self.generation: dict[str, Any] = dict(generation or {})
+        self.generation: dict[str, Any] = {**GREEDY, **(generation or {})}
+        raise_problems(generation_problems("task.generation", self.generation))
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
         """Take the tokenizer, and see to it that it has an end token but does not end prompts with it.
@@ -57,9 +67,9 @@ class CausalLM(Task):
         _open_the_end(tokenizer)
         self._length = resolve_length(tokenizer, self.block_length)
         limit = int(tokenizer.model_max_length)
-        self._new_tokens = self.generation.setdefault("max_new_tokens", min(MAX_NEW_TOKENS, limit // 2))
-        if self._new_tokens >= limit:
-            what = f"{self._new_tokens:,} new tokens leave no room for a prompt: the limit is {limit:,} together."
+        self.generation = with_length(self.generation, MAX_NEW_TOKENS, limit)
+        if (new_tokens := self.generation.get("max_new_tokens", 0)) >= limit:
+            what = f"{new_tokens:,} new tokens leave no room for a prompt: the limit is {limit:,} together."
             raise InputError(Problem("task.generation.max_new_tokens", what, f"Set it to {limit // 2} or so."))
 
     @property
@@ -126,8 +136,8 @@ class CausalLM(Task):
         """Tokenize prompts; of long ones the end is kept, so that what is generated still fits in."""
         encoded = self.tokenizer(examples[self.text], add_special_tokens=False, verbose=False)
         start = self._start()
-        room = max(1, int(self.tokenizer.model_max_length) - self._new_tokens - len(start))
-        ids = [[*start, *row[-room:]] for row in encoded["input_ids"]]
+        limit, new_tokens = room(self.generation, int(self.tokenizer.model_max_length))
+        ids = [[*start, *fit_prompt(row, limit - len(start), new_tokens)] for row in encoded["input_ids"]]
         return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
@@ -153,10 +163,12 @@ class CausalLM(Task):
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the continuation of each text as `generated_text`, without the text itself."""
-        arguments = {"pad_token_id": self.tokenizer.pad_token_id, **self.generation}
-        generated = model.generate(**batch, **arguments)  # type: ignore[operator]  # a method that mypy takes for a Tensor
-        texts = self.tokenizer.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = continuations(model, self.tokenizer, batch, self.generation)
         return [{"generated_text": text} for text in texts]
+
+    def export_files(self, folder: Path) -> None:
+        """Write how text is continued, so that plain `generate` does it alike."""
+        write_generation_config(folder, self.tokenizer, self.generation)
 
 
 class _PaddingCollator:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import DataCollatorForSeq2Seq, GenerationConfig
+from transformers import DataCollatorForSeq2Seq
 
 from lit_hf.data.chat_templates import (
     IGNORED,
@@ -30,12 +30,20 @@ from lit_hf.data.conversations import (
     without_nulls,
 )
 from lit_hf.errors import InputError, Problem, raise_problems
-from lit_hf.evaluation.decoding import generation_problems
+from lit_hf.evaluation.decoding import (
+    GREEDY,
+    continuations,
+    fit_prompt,
+    generation_problems,
+    longest_prompt,
+    room,
+    with_length,
+    write_generation_config,
+)
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
     from torchmetrics import MetricCollection
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -44,7 +52,7 @@ logger = logging.getLogger("lit_hf")
 SHAPES = {"messages": (), "prompt": ("completion",), "instruction": ("input", "output")}
 """The columns that make a shape of rows, and those that go with them."""
 
-GENERATION = {"max_new_tokens": 256, "do_sample": False}
+MAX_NEW_TOKENS = 256
 
 
 class Chat(Task):
@@ -64,7 +72,7 @@ class Chat(Task):
         system: System prompt of the rows that have none.
         roles: Roles by other names than the usual ones, such as `{bard: assistant}`.
         train_on: Which turns are learnt: all of the assistant's, the last one of them, or all text.
-        generation: Arguments of `generate` for prediction, over `max_new_tokens: 256, do_sample: false`.
+        generation: Arguments of `generate` for prediction; by default 256 tokens, or half of the limit, greedily.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -92,7 +100,7 @@ class Chat(Task):
         self.system = system
         self.roles = {**KNOWN_ROLES, **(roles or {})}
         self.train_on = train_on
-        self.generation: dict[str, Any] = {**GENERATION, **(generation or {})}
+        self.generation: dict[str, Any] = {**GREEDY, **(generation or {})}
         raise_problems(self._setting_problems())
 
     def _setting_problems(self) -> Iterator[Problem]:
@@ -128,6 +136,7 @@ class Chat(Task):
             raise InputError(
                 Problem("data.tokenizer", "it is a slow tokenizer, which cannot tell where its tokens are.", cure)
             )
+        self.generation = with_length(self.generation, MAX_NEW_TOKENS, int(tokenizer.model_max_length))
 
     # rows
 
@@ -242,16 +251,17 @@ class Chat(Task):
         return {"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]}
 
     def encode_inputs(self, examples: Examples) -> Examples:
-        """Render and tokenize conversations up to the answer that is to be generated. The last tokens are kept."""
+        """Render and tokenize conversations up to the answer, for which room is left: the last tokens are kept."""
         texts = [
             render(self.tokenizer, self._question(row), self._tools(row), add_generation_prompt=True)
             for row in _rows(examples)
         ]
-        limit = self.tokenizer.model_max_length
         prompts = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        if cut := sum(len(prompt) > limit for prompt in prompts):
-            logger.warning("%d prompts are longer than %s tokens: their beginnings are cut off.", cut, limit)
-        return {"input_ids": [prompt[-limit:] for prompt in prompts]}
+        lengths = room(self.generation, int(self.tokenizer.model_max_length))
+        longest = longest_prompt(*lengths)
+        if cut := sum(len(prompt) > longest for prompt in prompts):
+            logger.warning("%d prompts are longer than %s tokens: their beginnings are cut off.", cut, longest)
+        return {"input_ids": [fit_prompt(prompt, *lengths) for prompt in prompts]}
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return Hugging Face's collator; it pads to the right, and to the left where text is to be generated."""
@@ -277,29 +287,12 @@ class Chat(Task):
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the answer as `generated_text`."""
-        prompts = batch["input_ids"]
-        generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
-        generated = generate(
-            input_ids=prompts,
-            attention_mask=batch["attention_mask"],
-            **{**self._stops(model.generation_config), **self.generation},
-        )
-        texts = self.tokenizer.batch_decode(generated[:, prompts.shape[1] :], skip_special_tokens=True)
+        texts = continuations(model, self.tokenizer, batch, self.generation, turn_end(self.tokenizer))
         return [{"generated_text": text} for text in texts]
-
-    def _stops(self, config: GenerationConfig | None) -> dict[str, Any]:
-        """Return at which tokens generation ends: those of the model, the tokenizer's, and the end of a turn."""
-        given = getattr(config, "eos_token_id", None)
-        ids = [*(given if isinstance(given, list) else [given]), self.tokenizer.eos_token_id, turn_end(self.tokenizer)]
-        stops = [token for token in dict.fromkeys(ids) if token is not None]
-        return {"eos_token_id": stops or None, "pad_token_id": self.tokenizer.pad_token_id}
 
     def export_files(self, folder: Path) -> None:
         """Write how text is generated, so that the export stops and answers elsewhere as it does here."""
-        known = (folder / "generation_config.json").is_file()
-        config = GenerationConfig.from_pretrained(folder) if known else GenerationConfig()
-        config.update(**{**self._stops(config), **self.generation})
-        config.save_pretrained(folder)
+        write_generation_config(folder, self.tokenizer, self.generation, turn_end(self.tokenizer))
 
 
 _TEMPLATE_CURE = "Mend the row, or give another template: data.tokenizer.chat_template."

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch.nn import functional
 
-from lit_hf.data.chat_templates import render
+from lit_hf.data.chat_templates import render, turn_end
 from lit_hf.data.pairs import PairCollator, PairColumns, PairOutput, Text, join, messages, split
 from lit_hf.errors import LitHFError, Problem, raise_problems
+from lit_hf.evaluation.decoding import (
+    GREEDY,
+    continuations,
+    fit_prompt,
+    generation_problems,
+    room,
+    with_length,
+    write_generation_config,
+)
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
     from torchmetrics import MetricCollection
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BETA = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
 """The losses, and the beta that each one's paper starts from."""
@@ -29,6 +39,8 @@ PER_TOKEN = ("ipo", "orpo", "simpo")
 """Losses of the mean log-probability of a token, not of the sum over the completion."""
 
 REFERENCE = ("reference_chosen", "reference_rejected")
+
+MAX_NEW_TOKENS = 128
 
 
 class LogProbs(NamedTuple):
@@ -105,7 +117,7 @@ class Preference(Task):
             as the scale of the rewards (SimPO); 0.1, and 2 for SimPO, where it is left out.
         label_smoothing: For DPO: the probability that a pair is labelled the wrong way round, below 0.5.
         gamma: For SimPO: the margin that the rewards should have.
-        generation: Arguments of `generate` in prediction; 128 new tokens where it is left out.
+        generation: Arguments of `generate` in prediction; by default 128 tokens, or half of the limit, greedily.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -130,17 +142,23 @@ class Preference(Task):
         self.beta = BETA[loss] if beta is None else beta
         self.label_smoothing = label_smoothing
         self.gamma = gamma
-        self.generation: dict[str, Any] = {"max_new_tokens": 128, **(generation or {})}
+        self.generation: dict[str, Any] = {**GREEDY, **(generation or {})}
         self.needs_reference = loss in WITH_REFERENCE
         raise_problems(self._setting_problems())
 
     def _setting_problems(self) -> Iterator[Problem]:
+        yield from generation_problems("task.generation", self.generation)
         if self.beta <= 0:
             yield Problem("task.beta", f"{self.beta} is not above 0.")
         if not 0 <= self.label_smoothing < 0.5:
             yield Problem("task.label_smoothing", f"{self.label_smoothing} is not in [0, 0.5).")
         if self.label_smoothing and self.loss != "dpo":
             yield Problem("task.label_smoothing", f"{self.loss} has none, only dpo.", "Remove it.")
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
+        """Take the tokenizer; its limit bounds the answers."""
+        super().bind(tokenizer, labels)
+        self.generation = with_length(self.generation, MAX_NEW_TOKENS, int(tokenizer.model_max_length))
 
     @property
     def _columns(self) -> PairColumns:
@@ -211,8 +229,7 @@ class Preference(Task):
             tokens = self._before(render(self.tokenizer, turns, add_generation_prompt=True), rendered=True)
         else:
             tokens = self._before(value, rendered=False)
-        limit = self.tokenizer.model_max_length
-        return tokens[-max(limit - self.generation["max_new_tokens"], limit // 2, 1) :]
+        return fit_prompt(tokens, *room(self.generation, int(self.tokenizer.model_max_length)))
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return what makes one batch of both sides of the pairs, or of prompts to go on with."""
@@ -287,13 +304,17 @@ class Preference(Task):
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the `generated_text` that goes on from each prompt."""
-        length = batch["input_ids"].shape[1]
-        room = max(self.tokenizer.model_max_length - length, 1)
-        settings = {"pad_token_id": self.tokenizer.pad_token_id, **self.generation}
-        settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
-        tokens: Tensor = model.generate(**batch, **settings)  # type: ignore[operator]
-        new = tokens[:, length:]
-        return [{"generated_text": text} for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        texts = continuations(model, self.tokenizer, batch, self.generation, self._turn_end())
+        return [{"generated_text": text} for text in texts]
+
+    def export_files(self, folder: Path) -> None:
+        """Write how text is generated, so that plain `generate` stops and answers as it does here."""
+        write_generation_config(folder, self.tokenizer, self.generation, self._turn_end())
+
+    def _turn_end(self) -> int | None:
+        """Return the token that ends a turn; none is known of a tokenizer for texts alone."""
+        conversational = self.tokenizer.chat_template and self.tokenizer.is_fast
+        return turn_end(self.tokenizer) if conversational else None
 
 
 @contextmanager

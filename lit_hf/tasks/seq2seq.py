@@ -6,13 +6,12 @@ import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import DataCollatorForSeq2Seq, GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import DataCollatorForSeq2Seq
 
 from lit_hf.errors import Problem, nearest, raise_problems
-from lit_hf.evaluation.decoding import generation_problems
+from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
 from lit_hf.task import Batch, Collator, Examples, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -79,8 +78,7 @@ class Seq2Seq(Task):
         self.references = references
         self.predict_with_generate = predict_with_generate and bool(self.scores)
         raise_problems(self._setting_problems())
-        if "max_length" not in self.generation:
-            self.generation.setdefault("max_new_tokens", max_target_length)
+        self.generation = with_length(self.generation, max_target_length)
 
     def _setting_problems(self) -> Iterator[Problem]:
         if self.source == self.target:
@@ -91,9 +89,6 @@ class Seq2Seq(Task):
         if (self.source_language is None) != (self.target_language is None):
             missing = "source_language" if self.source_language is None else "target_language"
             yield Problem(f"task.{missing}", "languages go in pairs.", "Give both, the same for a summary.")
-        if self.generation.get("num_return_sequences", 1) != 1:
-            cure = "Leave it out."
-            yield Problem("task.generation.num_return_sequences", "a row gets one text.", cure)
         yield from generation_problems("task.generation", self.generation)
 
     @property
@@ -225,15 +220,12 @@ class Seq2Seq(Task):
         return [{"generated_text": text} for text in self._generate(model, batch)]
 
     def _generate(self, model: PreTrainedModel, batch: Batch) -> list[str]:
-        tokens = cast(Any, model).generate(**{name: batch[name] for name in MODEL_INPUTS}, **self.generation)
+        tokens = generate(model, {name: batch[name] for name in MODEL_INPUTS}, self.generation)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     def export_files(self, folder: Path) -> None:
         """Write how to generate, so that plain `generate` writes the same text."""
-        there = (folder / GENERATION_CONFIG_NAME).is_file()
-        config = GenerationConfig.from_pretrained(folder) if there else GenerationConfig()
-        config.update(**self.generation)
-        config.save_pretrained(folder)
+        write_generation_config(folder, None, self.generation)
 
 
 class _ReferencesBeside:

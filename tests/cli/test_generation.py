@@ -12,7 +12,8 @@ from lit_hf.data.tokenization import train_tokenizer
 from lit_hf.errors import InputError
 from lit_hf.export.package import export
 from lit_hf.models.loading import Base
-from lit_hf.tasks import Seq2Seq, TextClassification
+from lit_hf.tasks import CausalLM, Chat, Preference, Seq2Seq, TextClassification
+from tests.conversations import chat_tokenizer
 
 SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 RECORD = {"class_path": "lit_hf.tasks.seq2seq.Seq2Seq", "init_args": {"max_target_length": 8}}
@@ -36,6 +37,23 @@ def test_settings_of_the_command_line_win():
     assert task.generation == {"num_beams": 2, "length_penalty": 2.0, "max_new_tokens": 7}
     set_generation(task, {"max_length": 9}, None)
     assert task.generation == {"num_beams": 2, "length_penalty": 2.0, "max_length": 9}
+
+
+def test_what_settings_of_the_command_line_make_meaningless_goes():
+    task = Seq2Seq(generation={"num_beams": 4, "length_penalty": 2.0})
+    set_generation(task, {"num_beams": 1}, None)
+    assert task.generation == {"num_beams": 1, "max_new_tokens": 128}
+
+
+@pytest.mark.parametrize("kind", [Seq2Seq, Chat, CausalLM, Preference])
+def test_of_the_command_line_a_total_length_is_taken_and_several_texts_are_refused(kind):
+    task = kind()
+    set_generation(task, {"max_length": 20}, None)
+    task.bind(chat_tokenizer())
+    assert task.generation["max_length"] == 20
+    assert "max_new_tokens" not in task.generation
+    with pytest.raises(InputError, match=r"--generation\.num_return_sequences: a row gets one text"):
+        set_generation(task, {"num_return_sequences": 2, "num_beams": 2}, None)
 
 
 def test_no_settings_change_nothing():

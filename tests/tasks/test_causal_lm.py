@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lit_hf.data.batching import count_sizes
 from lit_hf.data.encoding import encode
@@ -162,12 +162,44 @@ def test_a_continuation_does_not_depend_on_its_batch(task, model):
 
 
 def test_of_a_long_prompt_the_end_is_kept_and_room_for_the_answer(task, tokenizer):
-    assert task.generation == {"max_new_tokens": 16}  # half of the limit, as 64 would be above it
+    assert task.generation == {"do_sample": False, "max_new_tokens": 16}  # half of the limit, as 64 would be above it
     task = CausalLM(generation={"max_new_tokens": 27})
     task.bind(tokenizer)
     (ids,) = task.encode_inputs({"text": [TEXTS[0]]})["input_ids"]
     assert len(ids) == 32 - 27
     assert TEXTS[0].endswith(task.tokenizer.decode(ids[1:])) and ids[0] == task.tokenizer.bos_token_id
+
+
+def test_a_total_length_replaces_that_of_the_answer(tokenizer, model):
+    task = CausalLM(generation={"max_length": 20, "min_length": 20})
+    task.bind(tokenizer)
+    assert "max_new_tokens" not in task.generation
+    inputs = task.encode_inputs({"text": [TEXTS[0] * 9]})
+    assert len(inputs["input_ids"][0]) == 1 + (20 - 1) // 2  # the start token, and half of what is left
+    batch = {name: torch.tensor(rows) for name, rows in inputs.items()}
+    expected = model.generate(**batch, max_length=20, min_length=20, do_sample=False)
+    new = expected[0, batch["input_ids"].shape[1] :]
+    (row,) = task.predict(model, batch)
+    assert row["generated_text"] == tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("settings", [{"max_new_token": 3}, {"num_return_sequences": 2, "num_beams": 2}])
+def test_unknown_settings_of_generation_are_refused(settings):
+    with pytest.raises(InputError, match=r"task\.generation\.num_return_sequences|no such setting"):
+        CausalLM(generation=settings)
+
+
+def test_plain_generate_on_the_export_continues_as_the_task_even_of_a_checkpoint_that_samples(task, model, tmp_path):
+    model.generation_config.update(do_sample=True, temperature=5.0, top_k=0)
+    inputs = task.encode_inputs({"text": ["the film"]})
+    batch = {name: torch.tensor(rows) for name, rows in inputs.items()}
+    torch.manual_seed(3)
+    (row,) = task.predict(model, batch)
+    model.save_pretrained(tmp_path)
+    task.export_files(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).generate(**batch)[0, len(inputs["input_ids"][0]) :]
+    assert len(plain) <= task.generation["max_new_tokens"]
+    assert row["generated_text"] == task.tokenizer.decode(plain, skip_special_tokens=True) != ""
 
 
 def test_a_tokenizer_without_end_and_separator_is_refused(tokenizer):

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lit_hf.errors import InputError
 from lit_hf.tasks import Chat
@@ -190,8 +190,8 @@ def test_prompts_end_where_the_answer_begins_and_are_padded_to_the_left(caplog):
     assert batch["attention_mask"][1, 0] == 0
     task.tokenizer.model_max_length = 10
     shorter = task.encode_inputs({"messages": [[ASKED]]})
-    assert shorter["input_ids"] == [encoded["input_ids"][1][-10:]]
-    assert "1 prompts are longer than 10 tokens" in caplog.text
+    assert shorter["input_ids"] == [encoded["input_ids"][1][-5:]]
+    assert "1 prompts are longer than 5 tokens" in caplog.text
 
 
 def test_answers_are_those_of_generate_row_by_row(folder, model):
@@ -207,10 +207,48 @@ def test_answers_are_those_of_generate_row_by_row(folder, model):
             assert prediction == {"generated_text": task.tokenizer.decode(alone, skip_special_tokens=True)}
 
 
-def test_generation_stops_at_the_end_of_a_turn_beside_the_tokenizer_s_own_end():
+def test_prediction_and_export_stop_at_the_end_of_a_turn_beside_the_tokenizer_s_own_end(model, tmp_path):
     tokenizer = chat_tokenizer()
     end = tokenizer.eos_token_id
     tokenizer.eos_token = tokenizer.pad_token = "[SEP]"
     assert end not in tokenizer.all_special_ids
-    assert bound(tokenizer)._stops(None) == {"eos_token_id": [3, end], "pad_token_id": 3}
-    assert bound(tokenizer)._stops(GenerationConfig(eos_token_id=[7, end]))["eos_token_id"] == [7, end, 3]
+    others = [token for token in range(len(tokenizer)) if token != end]
+    task = bound(tokenizer, generation={"suppress_tokens": others, "max_new_tokens": 9})
+    model.generation_config.eos_token_id = [7]
+    batch, steps = batch_of(task, task.encode_inputs({"messages": [[ASKED]]})), []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    task.predict(model, batch)
+    assert len(steps) == 1
+    model.generation_config.save_pretrained(tmp_path)
+    task.export_files(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [7, 3, end]
+
+
+def test_a_long_prompt_and_its_answer_stay_within_the_positions():
+    task = bound()
+    assert task.generation == {"do_sample": False, "max_new_tokens": 64}  # half of the limit, as 256 would be above it
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(task.tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=128, eos_token_id=None)
+    ).eval()
+    model.generation_config.eos_token_id = None
+    task.generation["min_new_tokens"] = 64
+    long = {"role": "user", "content": "What is red? " * 100}
+    encoded = task.encode_inputs({"messages": [[long], [ASKED]]})
+    assert len(encoded["input_ids"][0]) == 64
+    assert len(task.predict(model, batch_of(task, encoded))) == 2
+
+
+def test_a_total_length_replaces_that_of_the_answer():
+    task = bound(generation={"max_length": 20})
+    assert task.generation == {"do_sample": False, "max_length": 20}
+    (prompt,) = task.encode_inputs({"messages": [[{"role": "user", "content": "What is red? " * 9}]]})["input_ids"]
+    assert len(prompt) == 10
+
+
+def test_the_export_of_a_checkpoint_that_samples_is_greedy(model, tmp_path):
+    model.generation_config.update(do_sample=True, temperature=0.7, top_p=0.8, top_k=20)
+    model.generation_config.save_pretrained(tmp_path)
+    bound().export_files(tmp_path)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    config.validate(strict=True)
+    assert (config.do_sample, config.temperature, config.max_new_tokens) == (False, None, 64)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from lit_hf.errors import InputError, LitHFError
 from lit_hf.tasks import Preference
@@ -189,6 +189,44 @@ def test_generation_stays_within_what_the_model_takes(model):
     batch = batch_of(task, {"prompt": ["say " * 40]})
     assert batch["input_ids"].shape == (1, 16)
     assert len(task.predict(model, batch)[0]["generated_text"].split()) <= 16
+
+
+def test_a_total_length_replaces_that_of_the_answer(model):
+    task = bound(generation={"max_length": 20, "eos_token_id": -1})
+    assert "max_new_tokens" not in task.generation
+    batch = batch_of(task, {"prompt": ["say " * 40]})
+    assert batch["input_ids"].shape == (1, 10)
+    expected = model.generate(**batch, max_length=20, eos_token_id=-1, do_sample=False)[0, 10:]
+    assert task.predict(model, batch) == [{"generated_text": task.tokenizer.decode(expected, skip_special_tokens=True)}]
+
+
+@pytest.mark.parametrize("settings", [{"max_new_token": 3}, {"num_return_sequences": 2, "num_beams": 2}])
+def test_unknown_settings_of_generation_are_refused(settings):
+    with pytest.raises(InputError, match=r"task\.generation\.num_return_sequences|no such setting"):
+        Preference(generation=settings)
+
+
+def test_an_answer_and_that_of_the_export_stop_at_the_end_of_a_turn(model, tmp_path):
+    end = preferences.tokenizer().convert_tokens_to_ids("<end>")
+    others = [token for token in range(len(preferences.tokenizer())) if token != end]
+    task = bound(generation={"suppress_tokens": others, "max_new_tokens": 9})
+    batch, steps = batch_of(task, {"prompt": ["is it night"]}), []
+    hook = model.register_forward_hook(lambda *_: steps.append(1))
+    task.predict(model, batch)
+    hook.remove()
+    assert len(steps) == 1
+    model.save_pretrained(tmp_path)
+    task.export_files(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).generate(**batch)
+    assert plain[0, batch["input_ids"].shape[1] :].tolist() == [end]
+
+
+def test_a_tokenizer_without_template_stops_at_its_own_end(model, tmp_path):
+    task = Preference()
+    task.bind(preferences.tokenizer(template=None))
+    task.export_files(tmp_path)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert (config.eos_token_id, config.do_sample, config.max_new_tokens) == ([3], False, 16)
 
 
 def test_a_prompt_without_column_is_the_user_s_turn_or_the_conversation_before_the_answer():

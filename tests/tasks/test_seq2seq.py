@@ -272,6 +272,19 @@ def test_without_generation_there_is_the_loss_alone(tokenizer):
     assert (dict(metrics.compute()), dict(task.monitors), task.monitor) == ({}, {}, "loss")
 
 
+def test_the_export_of_a_checkpoint_with_beams_writes_with_one_as_the_task_does(tokenizer, tmp_path):
+    task = bound(tokenizer, generation={"num_beams": 1}, max_target_length=8)
+    model = model_of(task)
+    model.generation_config.update(num_beams=4, early_stopping=True, length_penalty=2.0, max_length=142)
+    batch = batch_of(task, {"source": SOURCES})
+    texts = [row["generated_text"] for row in task.predict(model, batch)]
+    model.save_pretrained(tmp_path)
+    task.export_files(tmp_path)
+    exported = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    exported.generation_config.validate(strict=True)
+    assert tokenizer.batch_decode(exported.generate(**batch), skip_special_tokens=True) == texts
+
+
 def test_predictions_do_not_depend_on_the_batch(tokenizer):
     task = bound(tokenizer, generation={"num_beams": 2, "max_new_tokens": 8})
     model = model_of(task, "t5")

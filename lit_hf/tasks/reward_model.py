@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,9 @@ from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 if TYPE_CHECKING:
     from datasets import Dataset
     from torchmetrics import MetricCollection
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("lit_hf")
 
 
 class RewardModel(Task):
@@ -22,7 +25,7 @@ class RewardModel(Task):
 
     The loss is `-log sigmoid(r_chosen - r_rejected - margin)`: the probability of the preference under the model of
     Bradley and Terry (1952), as Ouyang et al. (2022, arXiv:2203.02155) train it; the margin is that of Touvron et al.
-    (2023, arXiv:2307.09288).
+    (2023, arXiv:2307.09288). A text that is too long loses its start, not the answer at its end.
 
     Args:
         chosen: Column with the preferred text, or list of messages, which the tokenizer's chat template renders; in
@@ -67,26 +70,54 @@ class RewardModel(Task):
         """Both texts, and the prompt."""
         return [*self.input_columns, self.rejected]
 
+    def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
+        """Take the tokenizer, which is to cut at the start, also where the exported model is used elsewhere."""
+        tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = "left"  # only the latter is saved
+        super().bind(tokenizer, labels)
+
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
-        """Find what is wrong with the texts, and margins that are no numbers."""
-        yield from self._columns.check(rows, getattr(self, "tokenizer", None))
+        """Find what is wrong with the texts, and margins that are no numbers; warn of pairs that a cut makes equal."""
+        faults = list(self._columns.check(rows, getattr(self, "tokenizer", None)))
+        yield from faults
+        if self.is_bound and not faults and self.rejected in rows.column_names:
+            self._warn_of_equals_once_cut(rows)
         if self.margin is not None and self.margin in rows.column_names:
             values = rows[self.margin]
             if wrong := [index for index, value in enumerate(values) if not isinstance(value, int | float)]:
                 yield RowProblem(wrong, self.margin, f"{values[wrong[0]]!r:.60} is no number.")
 
+    def _warn_of_equals_once_cut(self, rows: Dataset) -> None:
+        limit = self.tokenizer.model_max_length
+        # Equal tokens are equal text: at least a byte each, of the up to four of a character. The rest is a template's.
+        common = max(limit // 8, 1)
+        pairs = enumerate(zip(rows[self.chosen], rows[self.rejected], strict=True))
+        alike = [
+            index
+            for index, (one, other) in pairs
+            if one != other and _last_text(one)[-common:] == _last_text(other)[-common:]
+        ]
+        if not alike:
+            return
+        examples = rows.select(alike)[:]
+        chosen, rejected = (self._tokenize(examples, column) for column in (self.chosen, self.rejected))
+        if equal := sum(one == other for one, other in zip(chosen, rejected, strict=True)):
+            what = "%s pairs of %s are twice the same in the last %s tokens, all that is read: raise data.max_length."
+            logger.warning(what, equal, len(rows), limit)
+
     def encode(self, examples: Examples) -> Examples:
-        """Tokenize both texts, or the one that is to be scored."""
-        prompts = self._columns.prompts(examples)
-        chosen = [self._tokens(*pair) for pair in zip(prompts, examples[self.chosen], strict=True)]
+        """Tokenize both texts, or the one that is to be scored; the last tokens of a text are kept."""
+        chosen = self._tokenize(examples, self.chosen)
         if self.rejected not in examples:
             return {"input_ids": chosen}
-        rejected = [self._tokens(*pair) for pair in zip(prompts, examples[self.rejected], strict=True)]
+        rejected = self._tokenize(examples, self.rejected)
         rows = [join(*pair) for pair in zip(chosen, rejected, strict=True)]
         encoded = {name: [row[name] for row in rows] for name in ("input_ids", "chosen_length")}
         if self.margin:
             encoded["margin"] = [float(value) for value in examples[self.margin]]
         return encoded
+
+    def _tokenize(self, examples: Examples, column: str) -> list[list[int]]:
+        return [self._tokens(*pair) for pair in zip(self._columns.prompts(examples), examples[column], strict=True)]
 
     def _tokens(self, prompt: Any, value: Any) -> list[int]:
         if isinstance(value, str):
@@ -135,3 +166,7 @@ class RewardModel(Task):
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the `score` of each text."""
         return [{"score": score} for score in model(**batch).logits.float().squeeze(-1).tolist()]
+
+
+def _last_text(value: Any) -> str:
+    return value if isinstance(value, str) else str(messages(value)[-1].get("content"))

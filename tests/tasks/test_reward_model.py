@@ -1,7 +1,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_hf.tasks import RewardModel
 from tests import preferences
@@ -81,3 +81,38 @@ def test_metrics_and_predictions_are_the_model_s_scores(model):
     assert computed["margin"].item() == pytest.approx(sum(margins) / 2, abs=1e-6)
     assert computed["accuracy"].item() == sum(margin > 0 for margin in margins) / 2
     assert set(task.monitors) < set(computed)
+
+
+def test_of_a_long_text_the_answer_stays_and_the_start_of_the_prompt_is_cut():
+    task = bound(prompt="prompt")
+    rows = {"prompt": ["say " * 40 + "it "], "chosen": ["yes good"], "rejected": ["no"]}
+    (ids,), (end,) = task.encode(rows).values()
+    assert task.tokenizer.decode(ids[:end]) == "say " * 29 + "it yes good"
+    assert task.tokenizer.decode(ids[end:]) == "say " * 30 + "it no"
+
+    turns = [{"role": "user", "content": "say " * 40}, {"role": "assistant", "content": "yes good"}]
+    (ids,) = bound().encode({"chosen": [turns]})["input_ids"]
+    assert task.tokenizer.decode(ids) == "say " * 27 + "<end> <assistant> yes good <end>"
+
+
+def test_the_exported_tokenizer_cuts_in_the_same_way(tmp_path):
+    text = "say " * 40 + "yes"
+    task = bound()
+    task.tokenizer.save_pretrained(tmp_path)
+    exported = AutoTokenizer.from_pretrained(tmp_path)
+    assert [exported(text, truncation=True)["input_ids"]] == task.encode({"chosen": [text]})["input_ids"]
+
+
+@pytest.mark.parametrize("as_messages", [False, True])
+def test_pairs_that_a_cut_makes_equal_are_told(caplog, as_messages):
+    ending = "say it to me " * 10
+    rows = {"chosen": ["yes " + ending, "yes", "say " + ending], "rejected": ["no " + ending, "no", ending + "no"]}
+    if as_messages:
+        rows = {
+            side: [[{"role": "user", "content": "say"}, {"role": "assistant", "content": text}] for text in texts]
+            for side, texts in rows.items()
+        }
+    with caplog.at_level("WARNING", "lit_hf"):
+        assert list(bound().check(Dataset.from_dict(rows))) == []
+    what = "1 pairs of 3 are twice the same in the last 32 tokens, all that is read: raise data.max_length."
+    assert caplog.messages == [what]

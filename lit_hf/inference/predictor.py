@@ -89,7 +89,8 @@ class Predictor:
                 yield {**row, **{_free(key, {*columns, *row}): value for key, value in prediction.items()}}
 
     def _predict(self, rows: list[Row]) -> list[Row]:
-        optional = [column for column in self.task.optional_columns if any(column in row for row in rows)]
+        wanted = self.task.optional_columns
+        optional = [column for column in wanted if any(value_at(row, column) is not None for row in rows)]
         columns = [*self.task.input_columns, *optional]
         encoded = self.task.encode_inputs({column: [value_at(row, column) for row in rows] for column in columns})
         inputs = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]

@@ -9,6 +9,7 @@ from transformers import pipeline
 from lit_hf.errors import InputError
 from lit_hf.export.package import export
 from lit_hf.inference.predictor import Predictor
+from lit_hf.tasks import TextClassification
 from tests.classifiers import LABELS, RECORD, TEXTS, adapted, classifier
 
 
@@ -93,6 +94,27 @@ def test_text_longer_than_the_model_takes_is_cut(folder):
     tokenizer.save_pretrained(folder)
     (row,) = Predictor.from_folder(folder, device="cpu").predict([{"text": "good " * 500}])
     assert row["label"] in LABELS
+
+
+class Hinted(TextClassification):
+    optional_columns = ["meta.hint"]
+
+    def encode(self, examples):
+        hints = examples.get("meta.hint", [None] * len(examples["text"]))
+        texts = [f"{text} {hint or ''}" for text, hint in zip(examples["text"], hints, strict=True)]
+        return super().encode({"text": texts})
+
+
+def test_an_optional_column_inside_of_another_one_is_read(tiny_text_model):
+    model, task = classifier(tiny_text_model)
+    hinted = Hinted(labels=LABELS)
+    hinted.bind(task.tokenizer)
+    rows = [{"text": "good", "meta": {"hint": "bad"}}, {"text": "good", "meta": {}}, {"text": "good"}]
+    predicted = Predictor(model, hinted).predict(rows)
+    expected = Predictor(model, task).predict({"text": text} for text in ("good bad", "good", "good"))
+    scores = [row["score"] for row in predicted]
+    assert scores == pytest.approx([row["score"] for row in expected])
+    assert scores[0] != pytest.approx(scores[1])
 
 
 def test_a_device_that_is_not_there_is_told(folder):

@@ -57,9 +57,29 @@ def read_batch(batch: Batch, features: Sequence[Mapping[str, Any]], task: Task) 
         task: The task, bound to its tokenizer and labels.
     """
     count = len(features)
+    if "chosen_length" in features[0]:
+        yield from (_read_row(pair, task) for pair in _pairs(batch, count))
+        return
     regular = all(value.shape[:1] == (count,) for value in batch.values() if isinstance(value, Tensor))
     for index, feature in enumerate(features):
         yield _read_row({name: value[index] for name, value in batch.items()} if regular else feature, task)
+
+
+def _pairs(batch: Batch, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch of pairs, whose chosen sequences stand before the rejected ones.
+
+    Where the length of the prompts is known, what follows them is trained.
+    """
+    ids, mask = batch[IDS], batch[MASK]
+    others = {name: value for name, value in batch.items() if name not in (IDS, MASK, "prompt_length")}
+    for index in range(count):
+        row: dict[str, Any] = {}
+        for side, place in (("chosen", index), ("rejected", index + count)):
+            row |= {f"{side}_{IDS}": ids[place], f"{side}_{MASK}": mask[place]}
+            if "prompt_length" in batch:
+                trained = mask[place].bool() & (torch.arange(len(ids[place])) >= batch["prompt_length"][index])
+                row[f"{side}_{LABELS}"] = ids[place].masked_fill(~trained, IGNORED)
+        yield row | {name: value[index] for name, value in others.items()}
 
 
 def count_trained(encoded: Dataset, task: Task) -> tuple[int, int] | None:

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from lit_hf.cli.main import main
+from tests import preferences
 from tests.conversations import CHATML, save_chat_model
 
 
@@ -95,6 +97,40 @@ def test_a_word_s_tag_stands_beside_its_first_piece(in_folder, tiny_text_model, 
     shown = capsys.readouterr().out
     assert "[CLS] [[the/O]] [[plot/B-X]] ##s [SEP]" in shown
     assert "<[PAD] x 2>" in shown
+
+
+PAIRS = [
+    {"prompt": "is it night ", "chosen": "yes good", "rejected": "no"},
+    {"prompt": "say it ", "chosen": "yes", "rejected": "no"},
+]
+
+
+@pytest.fixture
+def pair_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    preferences.tokenizer().save_pretrained(folder)
+    AutoConfig.for_model(**preferences.MODEL, vocab_size=26).save_pretrained(folder)
+    return folder
+
+
+def test_both_sides_of_a_pair_are_shown_with_what_is_trained_of_them(in_folder, pair_model, capsys):
+    config = write(in_folder, "pairs", PAIRS, {"class_path": "Preference"}, pair_model)
+    assert inspect(config) == 0
+    shown = capsys.readouterr().out
+    first, second = shown.split("--- train 2")
+    assert "chosen_input_ids: 6 tokens, 3 trained (50%)\nis it night[[ yes good </s>]]\n" in first
+    assert "rejected_input_ids: 5 tokens, 2 trained (40%), 1 padding\nis it night[[ no </s>]]<<pad> x 1>\n" in first
+    assert "say it[[ yes </s>]]<<pad> x 2>\n" in second
+    assert "prompt_length" not in shown
+
+
+def test_of_a_scored_pair_both_sides_are_seen_and_none_of_their_tokens_is_trained(in_folder, pair_model, capsys):
+    task = {"class_path": "RewardModel", "init_args": {"prompt": "prompt"}}
+    config = write(in_folder, "pairs", PAIRS, task, pair_model)
+    assert inspect(config, "-n", "1") == 0
+    shown = capsys.readouterr().out
+    assert "chosen_input_ids: 5 tokens\nis it night yes good\n" in shown
+    assert "rejected_input_ids: 4 tokens, 1 padding\nis it night no<<pad> x 1>\n" in shown
 
 
 def test_a_terminal_gets_colours_and_no_marks(chat, capsys, monkeypatch):

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from lit_hf.errors import Problem
 
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to start LoRA that change the base model's own weights."""
+
 
 def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new_weights: Collection[str]) -> PeftModel:
     """Wrap a model in an adapter; what is new in the model, its head, trains in full.
@@ -61,6 +64,20 @@ def adapter_problems(adapter: PeftConfig, skeleton: nn.Module) -> Iterator[Probl
         for entry in wanted or ():
             if not any(name == entry or name.endswith(f".{entry}") for name in names):
                 yield _unmatched(key, entry, names)
+
+
+def reference_problems(adapter: PeftConfig) -> Iterator[Problem]:
+    """Find settings under which the model with the adapter off is not the one from before training.
+
+    Args:
+        adapter: The adapter's config, for a task that compares with that model.
+    """
+    where, cause = "model.adapter.init_args", "the task compares with the model as it was before training, but"
+    start = getattr(adapter, "init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        yield Problem(f"{where}.init_lora_weights", f"{cause} {start!r} changes its weights.", "Leave it out.")
+    if (bias := getattr(adapter, "bias", "none")) != "none":
+        yield Problem(f"{where}.bias", f"{cause} {bias!r} trains its biases.", "Leave it out.")
 
 
 def _unmatched(key: str, wanted: str, names: Iterable[str]) -> Problem:

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from lit_hf.errors import InputError, Problem
 from lit_hf.evaluation.metrics import MeanLoss
 from lit_hf.models.accounting import count_parameters
-from lit_hf.models.adapters import adapter_problems, add_adapter
+from lit_hf.models.adapters import adapter_problems, add_adapter, reference_problems
 from lit_hf.models.loading import Base
 from lit_hf.task import Batch, Sizes, Task
 from lit_hf.training.optimizers import Schedule, parameter_groups
@@ -84,6 +84,8 @@ class LitModule(LightningModule):
                 Problem("model.quantization", what, "Leave it out; train an adapter (model.adapter) to save memory.")
             ]
         problems = [*self.schedule.problems(), *self.base.problems(self.task), *self._length_problems()]
+        if self.adapter is not None and self.task.needs_reference:
+            problems += reference_problems(self.adapter)
         if self.adapter is not None and not problems:
             problems += adapter_problems(self.adapter, self.base.skeleton(self.task))
         return problems

@@ -3,7 +3,7 @@ import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig
 from transformers import AutoTokenizer
 
-from lit_hf.models.adapters import adapter_problems, add_adapter
+from lit_hf.models.adapters import adapter_problems, add_adapter, reference_problems
 from lit_hf.models.loading import Base
 from lit_hf.tasks import TextClassification
 
@@ -69,3 +69,46 @@ def test_targets_that_match_are_no_problem(task, tiny_text_model, targets):
 def test_a_pattern_that_matches_nothing_is_told(task, tiny_text_model):
     skeleton = Base(str(tiny_text_model)).skeleton(task)
     assert len(list(adapter_problems(LoraConfig(target_modules=r".*q_proj"), skeleton))) == 1
+
+
+def logits_with_the_adapter_off(model):
+    inputs = {"input_ids": torch.tensor([[2, 5, 6, 3]])}
+    with torch.no_grad(), model.disable_adapter():
+        return model.eval()(**inputs).logits
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ({}, []),
+        ({"init_lora_weights": "gaussian"}, []),
+        ({"init_lora_weights": "orthogonal"}, []),
+        ({"init_lora_weights": False}, []),
+        ({"init_lora_weights": "pissa"}, ["init_lora_weights"]),
+        ({"init_lora_weights": "pissa_niter_4"}, ["init_lora_weights"]),
+        ({"init_lora_weights": "olora"}, ["init_lora_weights"]),
+        ({"bias": "all"}, ["bias"]),
+        ({"bias": "lora_only"}, ["bias"]),
+    ],
+)
+def test_adapters_that_change_the_base_are_no_reference(task, tiny_text_model, settings, keys):
+    adapter = LoraConfig(r=2, target_modules=["value"], **settings)
+    found = list(reference_problems(adapter))
+    assert [problem.where.removeprefix("model.adapter.init_args.") for problem in found] == keys
+
+    torch.manual_seed(0)
+    base, new = Base(str(tiny_text_model)).build(task)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.normal_()
+    expected = base.eval()(torch.tensor([[2, 5, 6, 3]])).logits
+    model = add_adapter(base, adapter, task.peft_task_type, new)
+    trainable = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in trainable:
+            parameter.add_(0.5)  # as a step would
+    assert torch.allclose(logits_with_the_adapter_off(model), expected, atol=1e-4) == (not keys)
+
+
+def test_adapters_without_these_settings_are_a_reference():
+    assert list(reference_problems(IA3Config())) == list(reference_problems(PromptTuningConfig())) == []

@@ -105,6 +105,13 @@ def test_problems_of_all_parts_are_found_before_weights_load(task, tiny_text_mod
     assert module.model is None
 
 
+def test_an_adapter_that_changes_the_base_is_no_reference(task, tiny_text_model):
+    module = LitModule(task, str(tiny_text_model), adapter=LoraConfig(target_modules=["query"], bias="all"))
+    assert module.check() == []
+    task.needs_reference = True
+    assert [problem.where for problem in module.check()] == ["model.adapter.init_args.bias"]
+
+
 def test_virtual_tokens_take_their_part_of_the_positions(task, tiny_text_model):
     assert LitModule(task, str(tiny_text_model)).longest_input == 64
     adapter = PromptTuningConfig(num_virtual_tokens=10)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from lit_hf.run import RunFolder
 
@@ -28,6 +30,12 @@ class BestAndLast(ModelCheckpoint):
             save_last=True,
             enable_version_counter=False,
         )
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        # Lightning 2.6 saves the last one only in a step that saved something: a run whose metric got no better
+        # would resume from its best epoch and do the later ones again.
+        self._last_global_step_saved = trainer.global_step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what was best so far, also where the run's folder has been moved: Lightning would forget it."""

@@ -19,6 +19,9 @@ NEEDLESS_WARNINGS = (
     r"Checkpoint directory .* exists and is not empty.*",
 )
 
+LIBRARIES = "lit_hf.libraries"
+"""The logger of the warnings that libraries give by `warnings.warn`."""
+
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
@@ -81,10 +84,10 @@ class _PlainFormatter(logging.Formatter):
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    """Let pass our own notes, once for all ranks, and other people's warnings."""
-    if record.levelno >= logging.WARNING:
-        return record.name not in CHATTY_LOGGERS
-    return record.name.partition(".")[0] == "lit_hf" and _rank() == 0
+    """Let pass our own notes and warnings, once for all ranks, and other people's warnings."""
+    if record.name.partition(".")[0] == "lit_hf" and record.name != LIBRARIES:
+        return _rank() == 0
+    return record.levelno >= logging.WARNING and record.name not in CHATTY_LOGGERS
 
 
 def _rank() -> int:
@@ -110,4 +113,4 @@ def _quieten_libraries() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    logging.getLogger("lit_hf.libraries").warning("%s", " ".join(str(message).split()))
+    logging.getLogger(LIBRARIES).warning("%s", " ".join(str(message).split()))

@@ -43,11 +43,12 @@ def test_with_debug_libraries_say_what_they_want_to(capsys):
     assert capsys.readouterr().err == "try our service\n"
 
 
-def test_only_the_first_rank_tells_notes(capsys, monkeypatch):
+def test_only_the_first_rank_tells_our_notes_and_warnings(capsys, monkeypatch):
     messages.install()
     monkeypatch.setenv("LOCAL_RANK", "1")
     logging.getLogger("lit_hf").info("once is enough")
-    logging.getLogger("lit_hf").warning("rank 1 is slow")
+    logging.getLogger("lit_hf").warning("there is no validation split")
+    logging.getLogger("torch").warning("rank 1 is slow")
     assert capsys.readouterr().err == "warning: rank 1 is slow\n"
 
 

@@ -63,12 +63,12 @@ def run(arguments: Sequence[str]) -> None:
             _say_finished(cli)
             return
     checkpoint = cli.run.last if record and cli.run.last.is_file() else None
-    if checkpoint:
-        read_checkpoint(checkpoint)  # a damaged one is told now, not after the model is built
+    # a damaged one is told now, not after the model is built
+    reached = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
     cli.prepare("fit")
     if checkpoint:
         raise_problems(_other_data(record.get("fingerprints", {}), cli.fingerprints))
-        log.info("resuming %s from step %s", cli.run.path, read_checkpoint(checkpoint)["global_step"])
+        log.info("resuming %s from step %s", cli.run.path, reached)
     trainer = cli.make_trainer("fit")
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded

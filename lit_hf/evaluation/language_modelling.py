@@ -8,29 +8,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_hf.evaluation.metrics import MeanLoss
 
-class Perplexity(Metric):
+
+class Perplexity(MeanLoss):
     """The exponential of the mean negative log-likelihood of the predicted tokens."""
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-    total: Tensor
-    targets: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("targets", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, targets: Tensor) -> None:
-        """Add a batch: its loss in nats, a mean over that many predicted tokens."""
-        self.total += loss.double() * targets
-        self.targets += targets
 
     def compute(self) -> Tensor:
         """Return the perplexity; NaN where nothing was predicted."""
-        return (self.total / self.targets).exp().float()
+        return super().compute().exp()
 
 
 class BitsPerByte(Metric):

@@ -40,7 +40,7 @@ class MeanLoss(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("targets", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, targets: int) -> None:
+    def update(self, loss: Tensor, targets: int | Tensor) -> None:
         """Add a batch whose loss is a mean over that many targets."""
         self.total += loss.float() * targets
         self.targets += targets

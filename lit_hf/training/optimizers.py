@@ -1,9 +1,11 @@
-"""Which parameters decay, and how the learning rate goes."""
+"""The optimizer: which parameters decay, what their learning rates are, and how these go."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 from torch import nn
@@ -13,6 +15,7 @@ from transformers import get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
 from lit_hf.errors import InputError, Problem
+from lit_hf.models.layers import distances_from_output, layer_stacks
 
 NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Names of parameters that do not decay, as in the Hugging Face Trainer; those of any LayerNorm neither."""
@@ -80,12 +83,112 @@ def _steps(amount: float, total_steps: float) -> int:
     return math.ceil(amount * total_steps) if 0 < amount < 1 else int(amount)
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters in two groups: with the optimizer's weight decay, and without (biases, norms)."""
+@dataclass
+class Rates:
+    """Learning rates of parts of the model, as multiples of the optimizer's.
+
+    Args:
+        lora_b: For the matrices B of LoRA, which start at zero; 16 is what LoRA+ recommends.
+        layer_decay: The factor from each layer to the one below it, as in ELECTRA and BEiT (0.9, 0.8, 0.65).
+    """
+
+    lora_b: float | None = None
+    layer_decay: float | None = None
+
+    def problems(self, model: nn.Module) -> Iterator[Problem]:
+        """Find factors that are out of range, or that no parameter of the model would get.
+
+        Args:
+            model: The model with its adapter, on the meta device.
+        """
+        if self.lora_b is not None:
+            names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+            if self.lora_b <= 0:
+                yield Problem("model.rates.lora_b", f"{self.lora_b} is not above 0.", "Give a factor such as 16.")
+            elif not any("lora_B" in name for name in names):
+                what = "no matrix B of LoRA trains in this model."
+                yield Problem("model.rates.lora_b", what, "Leave it out, or set model.adapter to peft.LoraConfig.")
+        if self.layer_decay is not None:
+            if not 0 < self.layer_decay <= 1:
+                what = f"{self.layer_decay} is not between 0 and 1."
+                yield Problem("model.rates.layer_decay", what, "Give a factor such as 0.9.")
+            elif not layer_stacks(model):
+                yield Problem("model.rates.layer_decay", "the model has no list of layers.", "Leave it out.")
+
+    def factors(self, model: nn.Module) -> dict[str, float]:
+        """Return what the learning rate of each parameter is multiplied by, by the parameter's name.
+
+        The decay is that of BEiT (Bao et al. 2021, `get_num_layer_for_vit`; before it ELECTRA, Clark et al. 2020): with
+        n layers `decay ** (n - i)` for layer i from 0, 1 for the head and `decay ** (n + 1)` for the embeddings. LoRA+
+        (Hayou et al. 2024) is the authors' code, also in `peft.optimizers`: parameters of one dimension (biases, norms
+        and magnitudes that train beside the adapter) go with the matrices B. LoRA of embeddings is not scaled.
+        """
+        distances = distances_from_output(model) if self.layer_decay is not None else {}
+        factors = {}
+        for name, parameter in model.named_parameters():
+            factors[name] = (self.layer_decay or 1.0) ** distances.get(name, 0)
+            if self.lora_b is not None and ("lora_B" in name or parameter.ndim == 1):
+                factors[name] *= self.lora_b
+        return factors
+
+
+RATE = "rate"
+"""Key of a parameter group: the factor of its learning rate, where there is one."""
+
+
+def parameter_groups(model: nn.Module, rates: Rates | None = None) -> list[dict[str, Any]]:
+    """Return the trainable parameters in groups: with the optimizer's weight decay, and without (biases, norms).
+
+    Where `rates` are given, there are two such groups for each learning rate, the highest first, with its factor.
+    """
     decaying = set(get_parameter_names(model, [nn.LayerNorm], NO_DECAY))
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in named if name in decaying]},
-        {"params": [parameter for name, parameter in named if name not in decaying], "weight_decay": 0.0},
-    ]
+    factors = (rates or Rates()).factors(model)
+    groups: list[dict[str, Any]] = []
+    for factor in sorted({factors[name] for name, _ in named}, reverse=True):
+        mine = [(name, parameter) for name, parameter in named if factors[name] == factor]
+        rate = {RATE: factor} if factor != 1 else {}
+        groups += [
+            {"params": [parameter for name, parameter in mine if name in decaying], **rate},
+            {"params": [parameter for name, parameter in mine if name not in decaying], "weight_decay": 0.0, **rate},
+        ]
     return [group for group in groups if group["params"]]
+
+
+def build_optimizer(create: Callable[[Any], Optimizer], groups: list[dict[str, Any]], fuse: bool) -> Optimizer:
+    """Return the optimizer of parameter groups, each with its learning rate.
+
+    Args:
+        create: Makes the optimizer that the config asks for.
+        groups: From `parameter_groups`.
+        fuse: Take the fused kernels where the config leaves that open and the optimizer has them; they compute the
+            same, to rounding, in one pass over the weights.
+    """
+    optimizer = create([dict(group) for group in groups])  # it writes its defaults into them
+    if fuse and _may_be_fused(optimizer):
+        given = {name: optimizer.defaults[name] for name in signature(type(optimizer)).parameters if name != "params"}
+        optimizer = type(optimizer)(groups, **{**given, "fused": True})
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * group.get(RATE, 1)
+    return optimizer
+
+
+def base_rate(optimizer: Optimizer) -> float:
+    """Return the optimizer's learning rate as it is now, without the factors of `Rates`."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get(RATE, 1)
+
+
+def _may_be_fused(optimizer: Optimizer) -> bool:
+    """Say whether it is one of torch's own, has fused kernels for all its weights, and no other kernels were asked."""
+    others = ("fused", "foreach", "capturable", "differentiable")
+    names = signature(type(optimizer)).parameters
+    if not type(optimizer).__module__.startswith("torch.optim.") or "fused" not in names:
+        return False
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return (
+        optimizer.defaults["fused"] is None
+        and not any(optimizer.defaults.get(name) for name in others)
+        and all(name == "params" or name in optimizer.defaults for name in names)
+        and all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps", "xpu") for p in parameters)
+    )

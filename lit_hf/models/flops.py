@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 FORWARD = 2
@@ -137,7 +137,7 @@ def _matrix_size(module: nn.Module, config: Any) -> float:
     return sum(weight.numel() for weight in experts) * (chosen / there if chosen else 1)
 
 
-def _elements(weight: nn.Parameter, module: nn.Module) -> int:
+def _elements(weight: Tensor, module: nn.Module) -> int:
     """Return the elements of a weight; packed ones are known by the features of their module."""
     features = getattr(module, "in_features", 0) * getattr(module, "out_features", 0)
     return max(weight.numel(), features)

@@ -44,6 +44,7 @@ class Sizes(NamedTuple):
         padded_tokens: Tokens, padding included.
         targets: Targets that the loss is a mean over: labelled tokens, or rows where a row has one label.
         step_targets: Targets of all the batches on this rank that make one optimizer step, this one among them.
+        attended: Pairs of tokens that see each other: the squares of the inputs' lengths, summed up.
     """
 
     rows: int
@@ -51,6 +52,7 @@ class Sizes(NamedTuple):
     padded_tokens: int
     targets: int
     step_targets: int
+    attended: int = 0
 
 
 class RowProblem(NamedTuple):

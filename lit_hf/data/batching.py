@@ -1,106 +1,22 @@
-"""Batches: which rows make which batch on which rank, and the loader that yields them."""
+"""Batches: the loader that yields them, and what is counted in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from lit_hf.data.order import BatchOrder
 from lit_hf.task import Batch, Collator, Sizes
-
-MEGABATCH = 50
-"""Batches sorted by length together: enough that their rows are alike, few enough that chance rules the order."""
 
 FILLER = Sizes(rows=0, tokens=0, padded_tokens=0, targets=0, step_targets=0)
 """The sizes of a batch that only keeps a rank in step with the others."""
-
-Arrangement = Literal["grouped", "shuffled", "sorted"]
-
-
-class BatchOrder:
-    """Which rows make which batch: a pure function of the arguments and the epoch.
-
-    All ranks cut the same global batches of `batch_size * world_size` rows, and each takes its share of every one, so
-    that every rank has the same number of batches and the ranks together see every row once.
-
-    Args:
-        lengths: Tokens of each row; one entry per row.
-        batch_size: Rows of a batch on one rank.
-        arrangement: `grouped` shuffles but keeps rows of like length together, `shuffled` only shuffles, `sorted` is
-            for evaluation: the longest rows first, the same order in every epoch, no row repeated.
-        seed: With the epoch, determines the order.
-        rank: The rank whose batches are meant.
-        world_size: Number of ranks.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int] | np.ndarray,
-        batch_size: int,
-        arrangement: Arrangement = "grouped",
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.lengths = np.asarray(lengths)
-        self.arrangement = arrangement
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.global_batch_size = batch_size * world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration has; Lightning calls it."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.global_batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for rows in self.global_batches():
-            yield self._share(rows).tolist()
-
-    @property
-    def ends_with_filler(self) -> bool:
-        """Whether this rank's last batch only keeps it in step, because the other ranks took the last rows."""
-        left_over = len(self.lengths) % self.global_batch_size
-        return self.arrangement == "sorted" and 0 < left_over <= self.rank
-
-    def global_batches(self) -> list[np.ndarray]:
-        """Return the rows of all ranks' batches in this epoch; only the last one may be smaller than the others."""
-        size = self.global_batch_size
-        if self.arrangement == "sorted":
-            order = np.argsort(-self.lengths, kind="stable")
-            return [order[start : start + size] for start in range(0, len(order), size)]
-        generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(len(self.lengths))
-        body, rest = np.split(order, [len(order) - len(order) % size])
-        batches = list(self._group(body, generator) if self.arrangement == "grouped" else body.reshape(-1, size))
-        return [*batches, rest] if len(rest) else batches
-
-    def _group(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Sort shuffled rows by length in parts, cut them into batches, and shuffle these, a longest one first."""
-        size = self.global_batch_size
-        if not len(order):
-            return order.reshape(-1, size)
-        parts = np.split(order, range(size * MEGABATCH, len(order), size * MEGABATCH))
-        batches = np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in parts])
-        batches = generator.permutation(batches.reshape(-1, size))
-        # Memory runs out, if it does, in the first step and not after hours.
-        longest = int(np.argmax(self.lengths[batches].max(axis=1)))
-        batches[[0, longest]] = batches[[longest, 0]]
-        return batches
-
-    def _share(self, rows: np.ndarray) -> np.ndarray:
-        if len(rows) < self.world_size:
-            rows = np.resize(rows, self.world_size)
-        return rows[self.rank :: self.world_size]
 
 
 class BatchLoader:
@@ -116,10 +32,15 @@ class BatchLoader:
         accumulate: Batches that make one optimizer step; that many are read ahead, to know the targets of the step.
         num_workers: Worker processes; 0 collates in this one.
         pin_memory: Copy batches to page-locked memory, from which a GPU reads faster.
+        limit: How much of an epoch is used, as Lightning's `limit_train_batches`: a number of batches, or a share.
+        clock: Returns seconds.
 
     Attributes:
         sampler: The order, under the name by which Lightning looks for `set_epoch`.
         batch_sampler: The same.
+        start: The batch that the next iteration starts with, once; those before it are neither read nor collated. It
+            must be one that an optimizer step starts with.
+        seconds_waited: How long the batches were waited for by whoever iterates, all in all.
     """
 
     def __init__(
@@ -130,15 +51,24 @@ class BatchLoader:
         accumulate: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
+        limit: int | float = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.rows = rows
         self.accumulate = accumulate
         self.sampler = self.batch_sampler = order
+        self.start = 0
+        self.seconds_waited = 0.0
+        self._limit = limit
+        self._clock = clock
+        self._part = _Part(order)
         self._loader: DataLoader[Any] = DataLoader(
             rows,
-            batch_sampler=order,
+            batch_sampler=self._part,
             collate_fn=_CountingCollator(collator),
             num_workers=num_workers,
+            # the batches of the next step are made while this one is trained on
+            prefetch_factor=max(2, -(-accumulate // num_workers) + 1) if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             # Its own generator: an epoch's start must not draw from the run's random numbers.
@@ -149,14 +79,44 @@ class BatchLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches, last = iter(self._loader), len(self) - 1
-        for start in range(0, len(self), self.accumulate):
+        start, self.start = self.start, 0
+        batches = self._batches(start)
+        while True:
+            asked = self._clock()
+            batch = next(batches, None)
+            self.seconds_waited += self._clock() - asked
+            if batch is None:
+                return
+            yield batch
+
+    @property
+    def _stop(self) -> int:
+        """The batch that the epoch ends before; the last step of an epoch may have fewer batches than the others."""
+        limit = self._limit if isinstance(self._limit, int) else int(self._limit * len(self))
+        return min(limit, len(self))
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        self._part.start, self._part.stop = start, self._stop
+        batches, filler = iter(self._loader), len(self) - 1 if self.sampler.ends_with_filler else -1
+        for first in range(start, self._part.stop, self.accumulate):
             step = list(islice(batches, self.accumulate))
+            if filler - first in range(len(step)):
+                step[filler - first]["sizes"] = FILLER
             step_targets = sum(batch["sizes"].targets for batch in step)
-            for number, batch in enumerate(step, start):
-                is_filler = number == last and self.sampler.ends_with_filler
-                batch["sizes"] = FILLER if is_filler else batch["sizes"]._replace(step_targets=step_targets)
+            for batch in step:
+                batch["sizes"] = batch["sizes"]._replace(step_targets=step_targets)
                 yield batch
+
+
+class _Part:
+    """A part of an epoch's order, as the batch sampler of a `DataLoader`."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.start, self.stop = 0, len(order)
+        self._order = order
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._order.batches(self.start, self.stop)
 
 
 class _CountingCollator:
@@ -167,40 +127,76 @@ class _CountingCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         batch = dict(self._collator(rows))
-        batch["sizes"] = count_sizes(batch, len(rows))
+        batch["sizes"] = count_sizes(batch, rows)
         return batch
 
 
-def count_sizes(batch: Batch, rows: int) -> Sizes:
+def count_sizes(batch: Batch, rows: Sequence[Mapping[str, Any]]) -> Sizes:
     """Count the tokens and targets of a batch.
 
     Args:
-        batch: Tensors; of `input_ids` and `attention_mask` [rows, tokens] and `labels`. Labels of whole numbers and at
-            least two dimensions are one per token, -100 where there is none; all others belong to the row.
-        rows: Rows of the batch.
+        batch: Tensors; of `input_ids` and `attention_mask` [inputs, tokens] and `labels`. Labels of whole numbers and
+            at least two dimensions are one per token, -100 where there is none; all others belong to the row.
+        rows: The encoded rows that it was made of; without a mask the lengths of their inputs count.
     """
     ids, mask, labels = batch.get("input_ids"), batch.get("attention_mask"), batch.get("labels")
     padded = ids.numel() if ids is not None else 0
-    tokens = int(mask.sum()) if mask is not None and ids is not None and mask.shape == ids.shape else padded
-    targets = rows
+    if mask is not None and ids is not None and mask.shape == ids.shape:
+        lengths = mask.sum(-1, dtype=torch.int64)
+    else:
+        lengths = torch.tensor([length for row in rows for length in _input_lengths(row)], dtype=torch.int64)
+    targets = len(rows)
     if labels is not None and labels.ndim > 1 and not labels.is_floating_point():
         targets = int((labels != -100).sum())
-    return Sizes(rows, tokens, padded, targets, step_targets=targets)
+    tokens, attended = int(lengths.sum()), int(lengths.square().sum())
+    return Sizes(len(rows), tokens, padded, targets, step_targets=targets, attended=attended)
+
+
+def _input_lengths(row: Mapping[str, Any]) -> list[int]:
+    """Return the lengths of a row's inputs: one sequence, several, or the two of a pair."""
+    ids = row.get("input_ids", ())
+    if "chosen_length" in row:
+        return [row["chosen_length"], len(ids) - row["chosen_length"]]
+    return [len(one) for one in ids] if len(ids) and not isinstance(ids[0], int) else [len(ids)]
 
 
 def row_lengths(rows: Dataset) -> np.ndarray:
     """Return the number of tokens of each encoded row, shape [rows]; ones where rows have no `input_ids`.
 
-    Where a row holds several inputs (one for each choice), the longest counts: all are padded to it.
+    Where a row holds several inputs (one for each choice), the longest counts: all are padded to it. The tokens
+    themselves are not read, only where they start.
     """
+    if "input_ids" not in rows.column_names:
+        return np.ones(len(rows), dtype=np.int32)
+    return _reduce_lengths(rows, "input_ids")[0]
+
+
+def padded_lengths(rows: Dataset) -> np.ndarray:
+    """Return the tokens that each encoded row takes in a batch where none is longer, shape [rows].
+
+    They are those of its longest sequence times their number: the choices of a question, the two sides of a pair, the
+    texts that are embedded together. A target beside the inputs (`labels` of a translation) does not count.
+    """
+    if "chosen_length" in rows.column_names:
+        chosen = rows.select_columns("chosen_length").with_format("arrow")[:]["chosen_length"].to_numpy()
+        return 2 * np.maximum(chosen, row_lengths(rows) - chosen)
+    columns = [name for name in rows.column_names if name.endswith("input_ids")]
+    if len(columns) > 1:
+        return len(columns) * np.maximum.reduce([_reduce_lengths(rows, name)[0] for name in columns])
+    if not columns:
+        return row_lengths(rows)
+    longest, sequences = _reduce_lengths(rows, columns[0])
+    return longest * sequences
+
+
+def _reduce_lengths(rows: Dataset, name: str) -> tuple[np.ndarray, int]:
+    """Return the longest sequence of each row, shape [rows], and the most sequences that a row has."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if "input_ids" not in rows.column_names:
-        return np.ones(len(rows), dtype=np.int64)
-    column = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
+    column = rows.select_columns(name).with_format("arrow")[:][name]
     lengths = pc.list_value_length(column).to_numpy()
     if not pa.types.is_nested(column.type.value_type):
-        return lengths
+        return lengths, 1
     inner = pc.list_value_length(pc.list_flatten(column)).to_numpy()
-    return np.maximum.reduceat(inner, np.cumsum(lengths) - lengths)
+    return np.maximum.reduceat(inner, np.cumsum(lengths) - lengths), int(lengths.max(initial=1))

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import datasets
+import numpy as np
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from lit_hf.data.batching import Arrangement, BatchLoader, BatchOrder, row_lengths
+from lit_hf.data.batching import BatchLoader, padded_lengths, row_lengths
 from lit_hf.data.columns import check_columns, check_rows, with_inner_columns
 from lit_hf.data.encoding import Lengths, encode
 from lit_hf.data.mixing import Mixing, Stopping, load_mixed
+from lit_hf.data.order import Arrangement, BatchOrder
 from lit_hf.data.precomputed import Columns, with_columns
 from lit_hf.data.sources import Source, Split, load_splits
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
@@ -48,7 +50,10 @@ class LitDataModule(LightningDataModule):
         tokenizer: Which tokenizer; the model's own by default.
         max_length: Longest input in tokens, longer ones are cut; the tokenizer's own limit where it is left out.
         batch_size: Rows of a training batch on one device.
-        eval_batch_size: Rows of a validation or test batch on one device; twice `batch_size` where it is left out.
+        eval_batch_size: Rows of a validation or test batch on one device; where it is left out, twice `batch_size`, or
+            as many as fit in `batch_tokens`.
+        batch_tokens: Tokens of a batch on one device, padding included, in place of a number of rows: batches of short
+            rows have many, all are as much work. `batch_size` is not used then.
         group_by_length: Make training batches of rows of like length, which saves padding.
         pad_to_multiple_of: Pad to a multiple of that many tokens; 8 suits GPUs at 16-bit precision.
         num_workers: Processes that prepare batches; by default none on CPU and some beside a GPU.
@@ -78,6 +83,7 @@ class LitDataModule(LightningDataModule):
         max_length: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
+        batch_tokens: int | None = None,
         group_by_length: bool = True,
         pad_to_multiple_of: int | None = None,
         num_workers: int | None = None,
@@ -97,6 +103,8 @@ class LitDataModule(LightningDataModule):
         self.max_length = max_length
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
+        self.eval_batch_tokens = batch_tokens if eval_batch_size is None else None
+        self.batch_tokens = batch_tokens
         self.group_by_length = group_by_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.num_workers = num_workers
@@ -124,6 +132,7 @@ class LitDataModule(LightningDataModule):
             for name, split in self.splits.items():
                 if name not in self.encoded:
                     self.encoded[name], self.lengths[name] = encode(split.rows, self.task, name, self.num_proc)
+        raise_problems(self._budget_problems())
 
     def load(self, stage: Stage) -> None:
         """Load and check the splits of a stage and bind the task; tokenize nothing yet.
@@ -170,11 +179,23 @@ class LitDataModule(LightningDataModule):
         return loaded
 
     def _check_settings(self) -> Iterator[Problem]:
-        for key in ("max_length", "batch_size", "eval_batch_size", "pad_to_multiple_of", "num_proc"):
+        for key in ("max_length", "batch_size", "eval_batch_size", "batch_tokens", "pad_to_multiple_of", "num_proc"):
             if (value := getattr(self, key)) is not None and value < 1:
                 yield Problem(f"data.{key}", f"{value} is too small.", "Give 1 or more.")
         if self.num_workers is not None and self.num_workers < 0:
             yield Problem("data.num_workers", f"{self.num_workers} is no number of processes.", "Give 0 or more.")
+        if self.batch_tokens is not None and not self.group_by_length:
+            what = "false does not go with data.batch_tokens, whose batches are of like length."
+            yield Problem("data.group_by_length", what, "Leave one of the two out.")
+
+    def _budget_problems(self) -> Iterator[Problem]:
+        """Find training rows that no batch has room for."""
+        if self.batch_tokens is None or "train" not in self.encoded:
+            return
+        longest = int(self._lengths("train", in_tokens=True).max())
+        if longest > self.batch_tokens:
+            what = f"the longest training row takes {longest:,} tokens, a batch has {self.batch_tokens:,}."
+            yield Problem("data.batch_tokens", what, f"Give {longest} or more, or lower data.max_length.")
 
     def _splits_to_load(self, stage: Stage) -> tuple[str, ...]:
         """Name the splits of a stage, and the training rows where tokenizer or labels come from them."""
@@ -229,30 +250,48 @@ class LitDataModule(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Return the training batches of this rank."""
+        arrangement: Arrangement = "grouped" if self.group_by_length else "shuffled"
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            return self._loader("train", self.batch_size, "sorted")  # the same batches in every epoch
-        return self._loader("train", self.batch_size, "grouped" if self.group_by_length else "shuffled")
+            arrangement = "sorted"  # the same batches in every epoch
+        order = self._order("train", self.batch_size, self.batch_tokens, arrangement)
+        size = f"up to {self.batch_tokens:,} tokens" if self.batch_tokens else f"{self.batch_size} rows"
+        logger.info("train: %s batches of %s, padding %.1f%%", f"{len(order):,}", size, 100 * order.padding_share)
+        return self._loader("train", order)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Return the validation batches of this rank; none where there is no validation split."""
-        return self._loader("validation", self.eval_batch_size, "sorted") if "validation" in self.encoded else []
+        return self._evaluation_loader("validation") if "validation" in self.encoded else []
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test batches of this rank."""
-        return self._loader("test", self.eval_batch_size, "sorted")
+        return self._evaluation_loader("test")
 
-    def _loader(self, split: str, batch_size: int, arrangement: Arrangement) -> BatchLoader:
-        rows = self.encoded[split]
+    def _evaluation_loader(self, split: str) -> BatchLoader:
+        return self._loader(split, self._order(split, self.eval_batch_size, self.eval_batch_tokens, "sorted"))
+
+    def _order(self, split: str, batch_size: int, batch_tokens: int | None, arrangement: Arrangement) -> BatchOrder:
         rank, world_size = self._shard()
-        order = BatchOrder(row_lengths(rows), batch_size, arrangement, self.seed, rank, world_size)
+        lengths = self._lengths(split, in_tokens=batch_tokens is not None)
+        return BatchOrder(lengths, batch_size, arrangement, self.seed, rank, world_size, batch_tokens)
+
+    def _lengths(self, split: str, in_tokens: bool) -> np.ndarray:
+        """Return the lengths by which the rows of a split are grouped, or what each takes of a number of tokens."""
+        if not in_tokens:
+            return row_lengths(self.encoded[split])
+        step = self.pad_to_multiple_of or 1
+        return -(-padded_lengths(self.encoded[split]) // step) * step
+
+    def _loader(self, split: str, order: BatchOrder) -> BatchLoader:
         on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        steps = self.trainer if split == "train" else None
         return BatchLoader(
-            rows,
+            self.encoded[split],
             self.task.collator(training=split == "train", pad_to_multiple_of=self.pad_to_multiple_of),
             order,
-            accumulate=self.trainer.accumulate_grad_batches if self.trainer is not None and split == "train" else 1,
+            accumulate=steps.accumulate_grad_batches if steps is not None else 1,
             num_workers=(_default_workers() if on_gpu else 0) if self.num_workers is None else self.num_workers,
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
+            limit=steps.limit_train_batches if steps is not None else 1.0,
         )
 
     def _shard(self) -> tuple[int, int]:

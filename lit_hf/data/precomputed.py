@@ -11,9 +11,10 @@ import numpy as np
 from datasets import Dataset
 from filelock import FileLock
 
-from lit_hf.data.batching import BatchLoader, BatchOrder, row_lengths
+from lit_hf.data.batching import BatchLoader, row_lengths
 from lit_hf.data.cache import cache_folder
 from lit_hf.data.encoding import fingerprint
+from lit_hf.data.order import BatchOrder
 from lit_hf.run import write_atomically
 from lit_hf.task import Batch, Task
 

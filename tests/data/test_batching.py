@@ -1,94 +1,13 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from transformers import default_data_collator
 
-from lit_hf.data.batching import FILLER, BatchLoader, BatchOrder, count_sizes, row_lengths
+from lit_hf.data.batching import FILLER, BatchLoader, count_sizes, padded_lengths, row_lengths
+from lit_hf.data.order import BatchOrder
 from lit_hf.task import Sizes
-
-LENGTHS = np.random.default_rng(0).integers(1, 100, size=203)
-
-
-def batches_of_all_ranks(world_size: int, batch_size: int, arrangement: str, epoch: int = 0) -> list[list[list[int]]]:
-    ranks = []
-    for rank in range(world_size):
-        order = BatchOrder(LENGTHS, batch_size, arrangement, seed=1, rank=rank, world_size=world_size)
-        order.set_epoch(epoch)
-        batches = list(order)
-        assert len(batches) == len(order)
-        ranks.append(batches)
-    return ranks
-
-
-@pytest.mark.parametrize("arrangement", ["grouped", "shuffled"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_the_ranks_together_see_every_row_once_in_an_epoch(arrangement: str, world_size: int) -> None:
-    ranks = batches_of_all_ranks(world_size, 8, arrangement)
-
-    assert sorted(row for batches in ranks for batch in batches for row in batch) == list(range(203))
-    assert len({len(batches) for batches in ranks}) == 1
-
-
-def test_two_ranks_share_the_batches_that_one_would_have() -> None:
-    (one,) = batches_of_all_ranks(1, 16, "grouped")
-    two = batches_of_all_ranks(2, 8, "grouped")
-
-    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
-
-
-def test_the_last_batch_is_shared_out_evenly() -> None:
-    sizes = [len(batches[-1]) for batches in batches_of_all_ranks(4, 8, "grouped")]
-
-    assert sizes == [3, 3, 3, 2]  # 203 = 6 x 32 + 11
-
-
-@pytest.mark.parametrize("arrangement", ["grouped", "shuffled"])
-def test_the_order_depends_on_seed_and_epoch_alone(arrangement: str) -> None:
-    torch.manual_seed(0)
-    first = batches_of_all_ranks(1, 8, arrangement, epoch=3)
-    torch.manual_seed(1)
-
-    assert batches_of_all_ranks(1, 8, arrangement, epoch=3) == first
-    assert batches_of_all_ranks(1, 8, arrangement, epoch=4) != first
-    assert list(BatchOrder(LENGTHS, 8, arrangement, seed=2)) != list(BatchOrder(LENGTHS, 8, arrangement, seed=1))
-
-
-def padded_share(batches: list[list[int]]) -> float:
-    padded = sum(LENGTHS[batch].max() * len(batch) for batch in batches)
-    return 1 - LENGTHS.sum() / padded
-
-
-def test_grouping_saves_padding() -> None:
-    grouped, shuffled = (list(BatchOrder(LENGTHS, 8, arrangement)) for arrangement in ("grouped", "shuffled"))
-
-    assert padded_share(grouped) < 0.1 < 0.4 < padded_share(shuffled)
-
-
-def test_grouped_batches_are_in_random_order_after_the_longest() -> None:
-    longest = [LENGTHS[batch].max() for batch in BatchOrder(LENGTHS, 8, "grouped")]
-
-    assert longest[0] == max(longest[:-1])
-    assert longest[1:-1] != sorted(longest[1:-1], reverse=True)
-
-
-def test_evaluation_has_the_longest_rows_first_and_repeats_none() -> None:
-    order = BatchOrder(LENGTHS, 8, "sorted")
-    rows = [row for batch in order for row in batch]
-
-    assert LENGTHS[rows].tolist() == sorted(LENGTHS.tolist(), reverse=True)
-    assert sorted(rows) == list(range(203))
-    order.set_epoch(1)
-    assert [row for batch in order for row in batch] == rows
-
-
-def test_training_repeats_rows_only_where_there_are_fewer_than_ranks() -> None:
-    ranks = [list(BatchOrder([5, 6, 7], 2, "grouped", rank=rank, world_size=4)) for rank in range(4)]
-
-    assert [len(batch) for batches in ranks for batch in batches] == [1, 1, 1, 1]
-    assert {row for batches in ranks for batch in batches for row in batch} == {0, 1, 2}
 
 
 def loaders(count: int, world_size: int, batch_size: int, arrangement: str = "sorted", **options) -> list[BatchLoader]:
@@ -120,8 +39,8 @@ def test_a_batch_carries_what_was_counted_in_it(num_workers: int) -> None:
     first, last = loader
 
     assert first["input_ids"].tolist() == [[5] * 5, [4] * 4 + [0], [3] * 3 + [0] * 2, [2] * 2 + [0] * 3]
-    assert first["sizes"] == Sizes(rows=4, tokens=14, padded_tokens=20, targets=4, step_targets=4)
-    assert last["sizes"] == Sizes(rows=3, tokens=4, padded_tokens=6, targets=3, step_targets=3)
+    assert first["sizes"] == Sizes(4, tokens=14, padded_tokens=20, targets=4, step_targets=4, attended=54)
+    assert last["sizes"] == Sizes(3, tokens=4, padded_tokens=6, targets=3, step_targets=3, attended=6)
 
 
 def test_a_rank_without_rows_left_gets_a_filler_that_counts_nothing() -> None:
@@ -172,7 +91,27 @@ def test_iterating_draws_nothing_from_the_random_numbers_of_the_run() -> None:
 def test_targets_are_rows_or_labelled_tokens(labels: torch.Tensor, targets: int) -> None:
     batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3), "labels": labels}
 
-    assert count_sizes(batch, rows=2).targets == targets
+    assert count_sizes(batch, [{}, {}]).targets == targets
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["by the mask", "by the rows"])
+def test_tokens_are_counted_with_or_without_a_mask(masked: bool) -> None:
+    rows = [{"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1], "labels": 0}]
+    rows.append({"input_ids": [1], "attention_mask": [1], "labels": 0})
+    batch = pad(rows)
+    if not masked:
+        del batch["attention_mask"]
+
+    assert count_sizes(batch, rows) == Sizes(2, tokens=4, padded_tokens=6, targets=2, step_targets=2, attended=10)
+
+
+def test_inputs_of_a_row_attend_each_to_itself() -> None:
+    pair = {"input_ids": [1, 2, 3, 4, 5], "chosen_length": 2}
+    choices = {"input_ids": [[1], [1, 2, 3]]}
+
+    assert count_sizes({}, [pair]).attended == 2**2 + 3**2
+    assert count_sizes({}, [choices])[1] == 4
+    assert count_sizes({}, [choices]).attended == 1 + 9
 
 
 def test_lengths_are_those_of_the_chosen_rows() -> None:
@@ -195,3 +134,98 @@ def test_the_targets_of_a_step_are_those_of_its_accumulated_batches() -> None:
     loader = BatchLoader(rows, default_data_collator, BatchOrder([1] * 10, 4, "sorted"), accumulate=2)
 
     assert [batch["sizes"].step_targets for batch in loader] == [8, 8, 2]
+
+
+def test_the_last_step_before_a_limit_has_the_targets_of_its_batches_only() -> None:
+    rows = Dataset.from_dict({"input_ids": [[1]] * 10, "labels": [0] * 10})
+    order = BatchOrder([1] * 10, 2, "sorted")
+
+    def step_targets(limit: int | float) -> list[int]:
+        loader = BatchLoader(rows, default_data_collator, order, accumulate=2, limit=limit)
+        return [batch["sizes"].step_targets for batch in loader]
+
+    assert step_targets(1.0) == [4, 4, 4, 4, 2]
+    assert step_targets(3) == [4, 4, 2]
+    assert step_targets(0.65) == [4, 4, 2]
+    assert step_targets(100) == [4, 4, 4, 4, 2]
+
+
+def test_a_filler_adds_no_targets_to_its_step() -> None:
+    rows = Dataset.from_dict({"input_ids": [[1]] * 5, "labels": [0] * 5})
+    order = BatchOrder([1] * 5, batch_tokens=2, rank=1, world_size=2)
+
+    batches = list(BatchLoader(rows, default_data_collator, order, accumulate=2))
+
+    assert len(batches) == 2 == len(order)
+    assert batches[1]["sizes"] == FILLER._replace(step_targets=batches[0]["sizes"].targets)
+    assert batches[0]["sizes"].step_targets == batches[0]["sizes"].targets
+
+
+class Reading:
+    """Rows that note which of them are read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> dict:
+        self.read.append(row)
+        return {"input_ids": [row], "labels": 0}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_an_iteration_starts_anywhere_without_reading_what_comes_before(accumulate: int) -> None:
+    def loader(rows: Reading) -> BatchLoader:
+        return BatchLoader(rows, default_data_collator, BatchOrder([1] * 40, 2, "shuffled"), accumulate)
+
+    every = list(loader(Reading(40)))
+    rows = Reading(40)
+    late = loader(rows)
+    late.start = 12
+    rest = list(late)
+
+    assert len(late) == 20
+    assert [batch["input_ids"].tolist() for batch in rest] == [batch["input_ids"].tolist() for batch in every[12:]]
+    assert [batch["sizes"] for batch in rest] == [batch["sizes"] for batch in every[12:]]
+    assert len(rows.read) == 16
+    assert len(list(late)) == 20  # the next epoch is a whole one
+
+
+def test_waiting_is_the_time_until_a_batch_is_there_and_not_what_is_done_with_it() -> None:
+    now = [0.0]
+
+    def collate(rows: list[dict]) -> dict:
+        now[0] += 3
+        return default_data_collator(rows)
+
+    order = BatchOrder([1] * 6, 2)
+    loader = BatchLoader(Reading(6), collate, order, accumulate=2, clock=lambda: now[0])
+    waited = []
+    for _ in loader:
+        waited.append(loader.seconds_waited)
+        now[0] += 100
+
+    assert waited == [6, 6, 9]  # two batches are read ahead
+    assert loader.seconds_waited == 9
+
+
+def test_workers_read_ahead_what_the_next_step_needs() -> None:
+    (loader,) = loaders(40, 1, 2, accumulate=9, num_workers=2)
+
+    assert 2 * loader._loader.prefetch_factor >= 9 + 1
+
+
+def test_padded_lengths_are_what_a_row_adds_to_a_batch() -> None:
+    flat = {"input_ids": [[1], [1, 2]]}
+    pairs = {"input_ids": [[1, 2, 3, 4], [1, 2, 3]], "chosen_length": [1, 2]}
+    choices = {"input_ids": [[[1], [1, 2, 3]], [[1, 2], [1]]]}
+    texts = {"input_ids": [[1], [1, 2]], "positive_input_ids": [[1, 2, 3], [1]], "labels": [1, 0]}
+
+    assert padded_lengths(Dataset.from_dict(flat)).tolist() == [1, 2]
+    assert padded_lengths(Dataset.from_dict(pairs)).tolist() == [6, 4]
+    assert padded_lengths(Dataset.from_dict(choices)).tolist() == [6, 4]
+    assert padded_lengths(Dataset.from_dict(texts)).tolist() == [6, 4]
+    assert padded_lengths(Dataset.from_dict({"labels": [1]})).tolist() == [1]

@@ -116,6 +116,51 @@ def test_evaluation_batches_are_twice_as_large_by_default(source: Source, tiny_t
     assert module(source, tiny_text_model, batch_size=7).eval_batch_size == 14
 
 
+def test_a_token_budget_takes_the_place_of_a_number_of_rows(
+    source: Source, tiny_text_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lit_hf")
+    data = module(source, tiny_text_model, batch_size=1, batch_tokens=32, pad_to_multiple_of=8)
+    data.prepare("fit")
+
+    train, validation = list(data.train_dataloader()), list(data.val_dataloader())
+
+    assert [batch["input_ids"].numel() for batch in train].count(32) >= len(train) - 2
+    assert max(batch["sizes"].padded_tokens for batch in [*train, *validation]) == 32
+    assert [sum(batch["sizes"].rows for batch in batches) for batches in (train, validation)] == [21, 5]
+    assert f"train: {len(train)} batches of up to 32 tokens, padding" in caplog.text
+
+
+def test_rows_that_no_batch_has_room_for_are_told_before_training(source: Source, tiny_text_model: Path) -> None:
+    assert problems(module(source, tiny_text_model, batch_tokens=9)) == [
+        "data.batch_tokens: the longest training row takes 10 tokens, a batch has 9."
+    ]
+    assert problems(module(source, tiny_text_model, batch_tokens=15, pad_to_multiple_of=8)) == [
+        "data.batch_tokens: the longest training row takes 16 tokens, a batch has 15."
+    ]
+
+
+def test_a_token_budget_needs_rows_of_like_length(source: Source, tiny_text_model: Path) -> None:
+    assert problems(module(source, tiny_text_model, batch_tokens=0, group_by_length=False)) == [
+        "data.batch_tokens: 0 is too small.",
+        "data.group_by_length: false does not go with data.batch_tokens, whose batches are of like length.",
+    ]
+
+
+def test_the_loader_knows_the_trainer_s_steps(source: Source, tiny_text_model: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Steps(Counting):
+        def training_step(self, batch: dict, index: int) -> torch.Tensor:
+            seen.append(batch["sizes"].step_targets)
+            return self.weight.sum()
+
+    runner = trainer(tmp_path, accumulate_grad_batches=2, limit_train_batches=3, max_steps=2)
+    runner.fit(Steps(), datamodule=module(source, tiny_text_model, batch_size=4))
+
+    assert seen == [8, 8, 4]
+
+
 def test_without_validation_there_is_no_validation_loader(
     write_jsonl: Write, tiny_text_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

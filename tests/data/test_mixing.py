@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from datasets import interleave_datasets
 
-from lit_hf.data.batching import BatchOrder
 from lit_hf.data.mixing import load_mixed
+from lit_hf.data.order import BatchOrder
 from lit_hf.data.sources import SAMPLING_SEED, Source, Split
 from lit_hf.errors import InputError
 

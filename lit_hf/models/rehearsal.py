@@ -121,7 +121,7 @@ def _backward(loss: Tensor, parameters: list[nn.Parameter], counter: _Counter) -
 
     hooks = [parameter.register_post_accumulate_grad_hook(count) for parameter in parameters]
     counter.restart()
-    loss.backward()
+    torch.autograd.backward(loss)  # Tensor.backward would switch `_OnGpu` off for what is computed again
     for hook in hooks:
         hook.remove()
     end = counter.restart()
@@ -309,9 +309,6 @@ def _fused_attention(
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if enable_gqa and query.shape[-3] != key.shape[-3]:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     mask = attn_mask.to(query.dtype) if attn_mask is not None else None
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return attend(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]

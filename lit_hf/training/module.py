@@ -19,13 +19,16 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lit_hf.errors import InputError, Problem
+from lit_hf.errors import InputError, Problem, collect
 from lit_hf.evaluation.metrics import MeanLoss
 from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapters import adapter_problems, add_adapter, reference_problems
+from lit_hf.models.freezing import freeze, freeze_problems
 from lit_hf.models.loading import Base
+from lit_hf.models.switches import Switches
 from lit_hf.task import Batch, Sizes, Task
-from lit_hf.training.optimizers import Schedule, parameter_groups
+from lit_hf.training.optimizers import Rates, Schedule, base_rate, build_optimizer, parameter_groups
+from lit_hf.training.precision import low_precision_note
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +44,14 @@ class LitModule(LightningModule):
         adapter: A PEFT config, by `class_path` (`peft.LoraConfig`); without one all weights train.
         quantization: A transformers quantization config, by `class_path`.
         dtype: Type of the weights: float32 master weights by default; `auto` takes the checkpoint's own.
-        attention: Attention implementation (`eager`, `sdpa`, `flash_attention_2`).
+        attention: Attention implementation (`eager`, `sdpa`, `flex_attention`, `flash_attention_2`).
+        freeze: Regular expressions; parameters with one of them in their names do not train.
+        gradient_checkpointing: Save memory: compute activations again in the backward pass.
+        compile: Compile the layers with `torch.compile`.
+        liger: Use liger-kernel's Triton kernels, on a CUDA GPU.
         trust_remote_code: Run Python code that comes with the checkpoint.
         optimizer: Any optimizer, by `class_path`; biases and norms never decay.
+        rates: Learning rates of parts of the model: of the matrices B of LoRA, and by layer.
         schedule: How the learning rate goes.
 
     Attributes:
@@ -61,15 +69,23 @@ class LitModule(LightningModule):
         quantization: QuantizationConfigMixin | None = None,
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
         attention: str | None = None,
+        freeze: list[str] | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        liger: bool = False,
         trust_remote_code: bool = False,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=5e-5),
+        rates: Rates = Rates(),  # noqa: B008 - a settings block, read only
         schedule: Schedule = Schedule(),  # noqa: B008 - a settings block, read only
     ) -> None:
         super().__init__()
         self.task = task
         self.base = Base(checkpoint, revision, config or {}, dtype, attention, trust_remote_code, quantization)
         self.adapter = adapter
+        self.frozen = freeze or []
+        self.switches = Switches(gradient_checkpointing, compile, liger)
         self.optimizer = optimizer
+        self.rates = rates
         self.schedule = schedule
         self.model: Any = None
         self.losses = ModuleDict()  # by split: the mean over targets
@@ -86,9 +102,19 @@ class LitModule(LightningModule):
         problems = [*self.schedule.problems(), *self.base.problems(self.task), *self._length_problems()]
         if self.adapter is not None and self.task.needs_reference:
             problems += reference_problems(self.adapter)
-        if self.adapter is not None and not problems:
-            problems += adapter_problems(self.adapter, self.base.skeleton(self.task))
+        if not problems:
+            problems = collect(self._model_problems)
         return problems
+
+    def _model_problems(self) -> Iterator[Problem]:
+        base = self.base.skeleton(self.task)
+        yield from self.switches.problems(base)
+        if self.adapter is not None and (unmatched := list(adapter_problems(self.adapter, base))):
+            yield from unmatched
+            return
+        model = self._adapted(base)
+        yield from freeze_problems(model, self.frozen)
+        yield from self.rates.problems(model)
 
     @property
     def longest_input(self) -> int | None:
@@ -107,7 +133,11 @@ class LitModule(LightningModule):
 
     def skeleton(self) -> PreTrainedModel | PeftModel:
         """Return the model on the meta device, its adapter included: modules and shapes without weights."""
-        base = self.base.skeleton(self.task)
+        model = self._adapted(self.base.skeleton(self.task))
+        freeze(model, self.frozen)
+        return model
+
+    def _adapted(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
         if self.adapter is None:
             return base
         with torch.device("meta"):
@@ -126,6 +156,8 @@ class LitModule(LightningModule):
         if self.adapter is not None:
             self.adapter.revision = self.base.revision
             self.model = add_adapter(model, self.adapter, self.task.peft_task_type, new_weights)
+        freeze(self.model, self.frozen)
+        self.switches.turn_on(self.model)
         model.config.pad_token_id = self.task.tokenizer.pad_token_id
         log.info("model: %s", count_parameters(self.model))
 
@@ -134,6 +166,12 @@ class LitModule(LightningModule):
         for split in {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ()):
             self.losses[split] = MeanLoss()
             self.metrics[split] = self.task.metrics()
+
+    def on_fit_start(self) -> None:
+        """Compile the layers, and tell of weights that train in 16 bits."""
+        self.switches.compile_layers(self.model)
+        if (note := low_precision_note(self.model)) and self.trainer.is_global_zero:
+            log.warning(note)
 
     # steps
 
@@ -164,7 +202,7 @@ class LitModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the learning rate that the step is made with."""
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self.log("train/lr", base_rate(optimizer))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch of the validation split."""
@@ -203,7 +241,8 @@ class LitModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, without decay on biases and norms, and its schedule, stepped once an optimizer step."""
-        optimizer = self.optimizer(parameter_groups(self.model))
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # and then could not be clipped
+        optimizer = build_optimizer(self.optimizer, parameter_groups(self.model, self.rates), fuse=not is_scaled)
         scheduler = self.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

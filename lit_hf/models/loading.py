@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import logging
@@ -17,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from lit_hf.errors import InputError, Problem, nearest
 from lit_hf.hub import load_problem
+from lit_hf.models.packed_attention import PACKED, packing_problems
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -38,6 +40,7 @@ class Base:
         attention: Attention implementation (`eager`, `sdpa`, ...); None leaves the choice to transformers.
         trust_remote_code: Run Python code that comes with the checkpoint.
         quantization: How to quantize the weights as they load.
+        packing: Whether training rows hold several documents, which the attention keeps apart.
     """
 
     checkpoint: str | None = None
@@ -47,6 +50,7 @@ class Base:
     attention: str | None = None
     trust_remote_code: bool = False
     quantization: QuantizationConfigMixin | None = None
+    packing: bool = False
 
     @cached_property
     def pretrained_config(self) -> PreTrainedConfig:
@@ -121,7 +125,7 @@ class Base:
             return self._auto_class(task).from_config(
                 self.task_config(task),
                 trust_remote_code=self.trust_remote_code,
-                attn_implementation=self.attention,
+                attn_implementation=self._attention,
                 dtype=torch.float32 if self.dtype == "auto" else self.torch_dtype,
             )
         except (ImportError, ValueError) as error:
@@ -140,7 +144,7 @@ class Base:
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
                 dtype=self.torch_dtype,
-                attn_implementation=self.attention,
+                attn_implementation=self._attention,
                 quantization_config=self.quantization,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # a head for other labels is a new head, and is reported as such
@@ -162,6 +166,11 @@ class Base:
         return getattr(transformers, task.auto_class)
 
     @property
+    def _attention(self) -> str | None:
+        # another one that the config names keeps documents apart too: transformers makes masks for it from positions
+        return PACKED if self.packing and self.attention is None else self.attention
+
+    @property
     def longest_input(self) -> int | None:
         """The longest input in tokens, or None where positions have no fixed limit."""
         return max_positions(self.pretrained_config)
@@ -171,6 +180,8 @@ class Base:
         config = self.pretrained_config
         if not self._fits(task):
             yield self._misfit(task)
+        elif self.packing:
+            yield from self._packing_problems(task)
         yield from self._direction_problems(task)
         yield from self._label_problems(task)
         yield from self._output_problems(task)
@@ -181,6 +192,15 @@ class Base:
                 f"the tokenizer has {words:,} tokens, the model's vocabulary only {vocabulary:,}.",
                 "Use the tokenizer of the checkpoint: leave data.tokenizer.checkpoint out.",
             )
+
+    def _packing_problems(self, task: Task) -> Iterator[Problem]:
+        if self.pretrained_config.model_type in _POSITIONS_FROM_PADDING:
+            what = f"a {self.pretrained_config.model_type!r} model's positions do not start at 0 in packed documents."
+            yield Problem("data.packing", what, "Leave it out.")
+            return
+        plain = copy.copy(self)
+        plain.packing = False
+        yield from packing_problems(plain.skeleton(task), own_attention=self.attention is None)
 
     def _fits(self, task: Task) -> bool:
         config = self.pretrained_config

@@ -25,6 +25,7 @@ from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapters import adapter_problems, add_adapter, reference_problems
 from lit_hf.models.freezing import freeze, freeze_problems
 from lit_hf.models.loading import Base
+from lit_hf.models.packed_attention import prompt_problems
 from lit_hf.models.switches import Switches
 from lit_hf.task import Batch, Sizes, Task
 from lit_hf.training.optimizers import Rates, Schedule, base_rate, build_optimizer, parameter_groups
@@ -50,6 +51,7 @@ class LitModule(LightningModule):
         compile: Compile the layers with `torch.compile`.
         liger: Use liger-kernel's Triton kernels, on a CUDA GPU.
         trust_remote_code: Run Python code that comes with the checkpoint.
+        packing: Whether training rows hold several documents; follows `data.packing`.
         optimizer: Any optimizer, by `class_path`; biases and norms never decay.
         rates: Learning rates of parts of the model: of the matrices B of LoRA, and by layer.
         schedule: How the learning rate goes.
@@ -74,13 +76,14 @@ class LitModule(LightningModule):
         compile: bool = False,
         liger: bool = False,
         trust_remote_code: bool = False,
+        packing: bool = False,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=5e-5),
         rates: Rates = Rates(),  # noqa: B008 - a settings block, read only
         schedule: Schedule = Schedule(),  # noqa: B008 - a settings block, read only
     ) -> None:
         super().__init__()
         self.task = task
-        self.base = Base(checkpoint, revision, config or {}, dtype, attention, trust_remote_code, quantization)
+        self.base = Base(checkpoint, revision, config or {}, dtype, attention, trust_remote_code, quantization, packing)
         self.adapter = adapter
         self.frozen = freeze or []
         self.switches = Switches(gradient_checkpointing, compile, liger)
@@ -102,6 +105,8 @@ class LitModule(LightningModule):
         problems = [*self.schedule.problems(), *self.base.problems(self.task), *self._length_problems()]
         if self.adapter is not None and self.task.needs_reference:
             problems += reference_problems(self.adapter)
+        if self.base.packing:
+            problems += prompt_problems(self.adapter)
         if not problems:
             problems = collect(self._model_problems)
         return problems

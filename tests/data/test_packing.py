@@ -58,7 +58,7 @@ def test_bins_are_those_of_best_fit_decreasing(sample):
 def test_documents_of_a_bin_come_longest_first():
     bins = pack(np.array([2, 5, 3, 3, 7, 1]), 10)
 
-    assert [bin.tolist() for bin in bins] == [[4, 2], [1, 3, 0]] + [[5]]
+    assert [bin.tolist() for bin in bins] == [[4, 2], [1, 3, 0], [5]]
 
 
 def test_no_documents_make_no_bins():

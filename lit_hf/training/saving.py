@@ -1,0 +1,139 @@
+"""Checkpoints are written beside the training, which waits only while the state is copied."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.apply_func import apply_to_collection
+from torch import Tensor
+
+from lit_hf.errors import Problem, TrainingError
+
+SLACK = 16 * 2**20
+"""Bytes that a disk must have beside the state: for the manifest, and what else is written meanwhile."""
+
+
+class Writer:
+    """Does what it is given one after the other, in a thread of its own.
+
+    After an error it does nothing any more: a checkpoint whose state could not be written is not published.
+    """
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._error: BaseException | None = None
+        self._last: Future[None] | None = None
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Do this after what was submitted before.
+
+        Raises:
+            TrainingError: If something submitted before went wrong.
+        """
+        self.check()
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._last = self._executor.submit(self._run, work)
+
+    def check(self) -> None:
+        """Raise what went wrong so far, once.
+
+        Raises:
+            TrainingError: If a checkpoint could not be written.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            if isinstance(error, TrainingError):
+                raise error
+            raise TrainingError(_unwritten(error)) from error
+
+    def wait(self) -> None:
+        """Wait until all is done.
+
+        Raises:
+            TrainingError: If a checkpoint could not be written.
+        """
+        if self._last is not None:
+            self._last.result()
+        self.check()
+
+    def close(self) -> None:
+        """Wait until all is done, and end the thread; what went wrong is not raised."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def _run(self, work: Callable[[], object]) -> None:
+        if self._error is None:
+            try:
+                work()
+            except BaseException as error:  # raised in the training's own thread
+                self._error = error
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints beside the training, and reads them as data: tensors and plain values.
+
+    Args:
+        writer: Writes them.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Copy the state to host memory now, and write it later.
+
+        Raises:
+            TrainingError: If the disk is too small, or an earlier checkpoint could not be written.
+        """
+        path = Path(path)
+        self.writer.check()
+        _check_space(path.parent, _size(checkpoint))
+        copied = on_host(checkpoint)
+        self.writer.submit(lambda: torch.save(copied, path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a local checkpoint; nothing is unpickled, whatever is asked for."""
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def on_host(state: Any) -> Any:
+    """Return a copy of a state with its tensors in host memory; tensors that are one stay one."""
+    copies: dict[tuple[Any, ...], Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        key = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() == 0 or key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        return copies[key]
+
+    return apply_to_collection(state, Tensor, copy)
+
+
+def _size(state: Any) -> int:
+    sizes: list[int] = []
+    apply_to_collection(state, Tensor, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
+    return sum(sizes)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SLACK:
+        what = f"the checkpoint needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free on its disk."
+        cure = "Make room; the same command then goes on from the last checkpoint."
+        raise TrainingError(Problem(str(folder.parent), what, cure))
+
+
+def _unwritten(error: BaseException) -> Problem:
+    cure = "Mend that; the same command then goes on from the checkpoint before it."
+    return Problem("checkpoints", f"the checkpoint could not be written: {error}.", cure)

@@ -19,7 +19,7 @@ BLOCK_OF_SCALES = 256
 """Scales that share a scale in double quantization (the same)."""
 
 
-def quantize_shapes(model: nn.Module, config: BitsAndBytesConfig, in_full: tuple[str, ...] = ()) -> None:
+def quantize_shapes(model: Any, config: BitsAndBytesConfig, in_full: tuple[str, ...] = ()) -> None:
     """Replace the linear layers of a model that bitsandbytes would quantize; what is left is in float32.
 
     Args:
@@ -27,7 +27,7 @@ def quantize_shapes(model: nn.Module, config: BitsAndBytesConfig, in_full: tuple
         config: How it is quantized.
         in_full: Names of modules, or ends of them, that are left.
     """
-    core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
     skipped = config.llm_int8_skip_modules
     skipped = [*(get_keys_to_not_convert(_plain(core)) if skipped is None else skipped), *in_full]
     for name, module in list(core.named_modules()):
@@ -35,9 +35,9 @@ def quantize_shapes(model: nn.Module, config: BitsAndBytesConfig, in_full: tuple
         is_part = any(part in name.split(".") for part in ("modules_to_save", "original_module"))
         is_frozen = not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         is_lora = any(part.startswith(("lora_", "vera_", "ia3_", "oft_", "boft_")) for part in name.split("."))
-        if type(module) in (nn.Linear, Conv1D) and is_frozen and not is_part and not is_lora:
-            if should_convert_module(own, skipped):
-                core.set_submodule(name, QuantizedLinear(module, config))
+        is_linear = type(module) in (nn.Linear, Conv1D) and not is_part and not is_lora
+        if is_linear and is_frozen and should_convert_module(own, skipped):
+            core.set_submodule(name, QuantizedLinear(module, config))
     for parameter in model.parameters():  # as peft.prepare_model_for_kbit_training has it
         if parameter.is_floating_point():
             parameter.data = parameter.data.float()
@@ -60,7 +60,8 @@ class QuantizedLinear(nn.Module):
     def __init__(self, plain: Any, config: BitsAndBytesConfig) -> None:
         super().__init__()
         shape = plain.weight.shape if isinstance(plain, nn.Linear) else plain.weight.t().shape
-        self.out_features, self.in_features = shape
+        self.out_features: int = shape[0]
+        self.in_features: int = shape[1]
         self.dtype, self.bits = plain.weight.dtype, 4 if config.load_in_4bit else 8
         self.compute_dtype = config.bnb_4bit_compute_dtype if config.load_in_4bit else None
         count = shape.numel()
@@ -76,7 +77,7 @@ class QuantizedLinear(nn.Module):
         if self.compute_dtype is not None:
             states = states.to(self.compute_dtype)
         bias = self.bias.to(states.dtype) if self.bias is not None and self.bits == 4 else self.bias
-        return _Multiply.apply(states, bias, self).to(dtype)  # type: ignore[no-any-return]
+        return _Multiply.apply(states, bias, self).to(dtype)
 
 
 def _scales(count: int, rows: int, config: BitsAndBytesConfig) -> Tensor:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_hf.errors import Problem
+from lit_hf.errors import InputError, Problem
+from lit_hf.models.module_names import closest
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start LoRA that change the base model's own weights."""
+
+WHERE = "model.adapter.init_args"
+
+_REFUSALS = (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What PEFT raises where an adapter does not fit a model."""
 
 
 def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new_weights: Collection[str]) -> PeftModel:
@@ -24,20 +30,36 @@ def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new
         adapter: A PEFT config; its task type, target modules and head are filled in where they are left out.
         task_type: PEFT's name of the task (`SEQ_CLS`).
         new_weights: Names of the model's weights that no checkpoint has trained.
+
+    Raises:
+        InputError: If PEFT has no such adapter for this model.
     """
     if adapter.task_type is None:
         adapter.task_type = task_type
-    if getattr(adapter, "target_modules", "none") is None and not _has_default_targets(model, adapter):
+    if getattr(adapter, "target_modules", "none") is None and _takes_all_linear(model, adapter):
         adapter.target_modules = "all-linear"
     if heads := _heads(model, new_weights):
+        if not hasattr(adapter, "modules_to_save"):
+            what = f"{type(adapter).__name__} trains nothing beside itself, but these weights are new: "
+            raise InputError(Problem("model.adapter", f"{what}{', '.join(sorted(heads))}.", "Take another adapter."))
         adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), *heads})
-    return get_peft_model(model, adapter)
+    try:
+        return get_peft_model(model, adapter)
+    except _REFUSALS as error:
+        raise InputError(_refusal(adapter, error)) from error
 
 
-def _has_default_targets(model: PreTrainedModel, adapter: Any) -> bool:
-    """Say whether PEFT knows which modules of this architecture the adapter goes to."""
+def _refusal(adapter: PeftConfig, error: Exception) -> Problem:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return Problem("model.adapter", f"{type(adapter).__name__} does not fit this model: {text.removesuffix('.')}.")
+
+
+def _takes_all_linear(model: PreTrainedModel, adapter: Any) -> bool:
+    """Say whether the adapter goes to linear layers, and PEFT does not know to which of this architecture."""
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[adapter.peft_type]
-    return model.config.model_type in getattr(tuner, "target_module_mapping", {})
+    known = getattr(tuner, "target_module_mapping", {})
+    goes_to_norms = any("norm" in name for names in known.values() for name in names)
+    return bool(known) and model.config.model_type not in known and not goes_to_norms
 
 
 def _heads(model: PreTrainedModel, new_weights: Collection[str]) -> set[str]:
@@ -48,22 +70,55 @@ def _heads(model: PreTrainedModel, new_weights: Collection[str]) -> set[str]:
 
 
 def adapter_problems(adapter: PeftConfig, skeleton: nn.Module) -> Iterator[Problem]:
-    """Find target modules and modules to save that no module of the model matches.
+    """Find settings that an adapter lacks, and target modules and modules to save that no module of the model matches.
 
     Args:
         adapter: The adapter's config.
         skeleton: The model, on the meta device.
     """
-    names = [name for name, _ in skeleton.named_modules() if name]
+    yield from _setting_problems(adapter)
+    names = {name: any(True for _ in module.parameters(recurse=False)) for name, module in skeleton.named_modules()}
+    with_weights = [name for name, has_weights in names.items() if has_weights]
     for key in ("target_modules", "modules_to_save"):
         wanted = getattr(adapter, key, None)
-        if isinstance(wanted, str):
+        if isinstance(wanted, str) and not adapter.is_adaption_prompt:
             if wanted != "all-linear" and not any(re.fullmatch(wanted, name) for name in names):
-                yield _unmatched(key, wanted, names)
+                yield _unmatched(key, wanted, with_weights)
             continue
-        for entry in wanted or ():
+        for entry in [wanted] if isinstance(wanted, str) else sorted(wanted or ()):
             if not any(name == entry or name.endswith(f".{entry}") for name in names):
-                yield _unmatched(key, entry, names)
+                yield _unmatched(key, entry, with_weights)
+
+
+def _unmatched(key: str, wanted: str, names: Collection[str]) -> Problem:
+    return Problem(f"{WHERE}.{key}", f"{wanted!r} matches no module of the model.", closest(wanted, names))
+
+
+def _setting_problems(adapter: Any) -> Iterator[Problem]:
+    """Find settings that PEFT cannot do without, or that ask for what a run has not got."""
+    kind = type(adapter).__name__
+    if adapter.is_prompt_learning and not adapter.num_virtual_tokens:
+        yield Problem(f"{WHERE}.num_virtual_tokens", f"{kind} needs it.", "20 is a good start.")
+    for key in ("adapter_len", "adapter_layers") if adapter.is_adaption_prompt else ():
+        if getattr(adapter, key) is None:
+            yield Problem(f"{WHERE}.{key}", f"{kind} needs it.")
+    if hasattr(adapter, "n_tasks") or hasattr(adapter, "num_tasks"):
+        what = f"{kind} learns several tasks at once from each row's task id, and a run has one task."
+        yield Problem("model.adapter", what, "Take another adapter, such as peft.LoraConfig.")
+    if hasattr(adapter, "token_indices") and not adapter.token_indices:
+        yield Problem(
+            f"{WHERE}.token_indices", f"{kind} trains the embeddings of these tokens only.", "List their ids."
+        )
+    if hasattr(adapter, "cpt_token_ids"):
+        what = f"{kind} trains a prompt of worked examples through a loss of its own, which a task does not have."
+        yield Problem("model.adapter", what, "Take peft.PromptTuningConfig.")
+    if hasattr(adapter, "global_scaling_weight"):
+        what = f"{kind} mixes LoRA adapters that are trained already by a gate with a forward pass of its own."
+        yield Problem("model.adapter", what, "Merge one (model.merge_adapters), and train a new one.")
+    target, start = getattr(adapter, "target_r", None), getattr(adapter, "init_r", None)
+    if target is not None and start is not None and target >= start:
+        what = f"{start} ranks cannot shrink to {target}."
+        yield Problem(f"{WHERE}.target_r", what, "Give less than init_r.")
 
 
 def reference_problems(adapter: PeftConfig) -> Iterator[Problem]:
@@ -72,18 +127,33 @@ def reference_problems(adapter: PeftConfig) -> Iterator[Problem]:
     Args:
         adapter: The adapter's config, for a task that compares with that model.
     """
-    where, cause = "model.adapter.init_args", "the task compares with the model as it was before training, but"
-    start = getattr(adapter, "init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
-        yield Problem(f"{where}.init_lora_weights", f"{cause} {start!r} changes its weights.", "Leave it out.")
+    cause = "the task compares with the model as it was before training, but"
+    if start := changes_base(adapter):
+        yield Problem(f"{WHERE}.init_lora_weights", f"{cause} {start!r} changes its weights.", "Leave it out.")
     if (bias := getattr(adapter, "bias", "none")) != "none":
-        yield Problem(f"{where}.bias", f"{cause} {bias!r} trains its biases.", "Leave it out.")
+        yield Problem(f"{WHERE}.bias", f"{cause} {bias!r} trains its biases.", "Leave it out.")
 
 
-def _unmatched(key: str, wanted: str, names: Iterable[str]) -> Problem:
-    leaves = sorted({name.rpartition(".")[2] for name in names} - {str(number) for number in range(1000)})
-    return Problem(
-        f"model.adapter.init_args.{key}",
-        f"{wanted!r} matches no module of the model.",
-        f"Its modules are named: {', '.join(leaves)}.",
-    )
+def changes_base(adapter: PeftConfig | None) -> str | None:
+    """Return the way to start the adapter, where it changes the base model's own weights."""
+    start = getattr(adapter, "init_lora_weights", True)
+    return start if isinstance(start, str) and start.lower().startswith(CHANGES_BASE) else None
+
+
+def export_problems(adapter: PeftConfig | None, merged: Sequence[str], merge: bool) -> Iterator[Problem]:
+    """Find adapters that would be no use alone, because the base model that they were trained on is not kept.
+
+    Args:
+        adapter: The adapter's config.
+        merged: Adapters that are merged into the base model before.
+        merge: Whether the export merges the adapter into the base model too.
+    """
+    start, cure = changes_base(adapter), "Export both as one model: merge: true."
+    if adapter is None or merge:
+        return
+    if start is not None and start not in ("pissa", "olora"):  # PEFT repeats these two as it loads the adapter
+        what = f"{start!r} changes the base model's weights, so the adapter alone would be no use."
+        yield Problem(f"{WHERE}.init_lora_weights", what, cure)
+    if merged:
+        what = "the new adapter is trained on a base with others merged into it, so it alone would be no use."
+        yield Problem("model.merge_adapters", what, cure)

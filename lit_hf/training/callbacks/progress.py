@@ -20,15 +20,21 @@ from lit_hf.training.callbacks.throughput import Throughput
 _LOSSES = 20  # batches that the loss shown is a mean over
 _REFRESH_CPU, _REFRESH_ACCELERATOR = 0.1, 0.5  # seconds; reading the loss makes an accelerator wait
 
+_SHARES = {"padding": "padding_share", "waiting": "data_wait_share", "mfu": "mfu"}
+"""Names on the line, and of the live figures."""
+
 
 class Progress(ProgressBar):
-    """Shows epoch, step, loss, learning rate, tokens a second and the time left, and the metrics of each validation.
+    """Shows epoch, step, loss, learning rate, speed and the time left, and the metrics of each validation.
+
+    The speed is in tokens without padding; after it come the shares of padding in the batches, of the time that was
+    waited for data, and of what the device can do (MFU).
 
     On a terminal one line is rewritten in place. Anywhere else only whole lines are written, free of control codes: at
     most one an interval, one at the end of each epoch, and one for each validation. Only rank zero writes.
 
     Args:
-        throughput: Knows the tokens a second.
+        throughput: Knows the live figures.
         interval: Seconds between two lines where there is no terminal.
         stream: Where to write; standard error where it is left out.
         clock: Returns seconds.
@@ -158,10 +164,14 @@ class Progress(ProgressBar):
             parts.append(f"loss {_number(torch.stack(list(self._losses)).mean().item())}")
         if trainer.optimizers:
             parts.append(f"lr {float(trainer.optimizers[0].param_groups[0]['lr']):.3g}")
-        if (speed := self.throughput.live_tokens_per_second) is not None:
+        live = self.throughput.live() or {}
+        if (speed := live.get("tokens_per_second")) is not None:
             parts.append(f"{speed:,.0f} tokens/s")
         if (left := self._seconds_left(step)) is not None:
             parts.append(f"eta {_duration(left)}")
+        for name, key in _SHARES.items():  # last, as a narrow terminal cuts them off
+            if (share := live.get(key)) is not None:
+                parts.append(f"{name} {share:.0%}")
         return "  ".join(parts)
 
     def _seconds_left(self, step: int) -> float | None:

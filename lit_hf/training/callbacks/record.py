@@ -89,6 +89,11 @@ class RunRecorder(Callback):
             if isinstance(logger, MetricsFile):
                 logger.truncate(trainer.global_step)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record how fast it trains, for those who look while it runs."""
+        if self._started is not None and not trainer.sanity_checking:
+            self.run.update_record(steps=trainer.global_step, throughput=self.throughput.summary())
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the end and what came of it."""
         self._end(trainer, "finished", None)

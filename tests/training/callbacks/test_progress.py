@@ -75,11 +75,11 @@ def test_a_log_has_a_line_for_each_epoch_and_each_validation(tmp_path: Path) -> 
     )  # fmt: skip
 
     assert lines == [
-        "epoch 1/3  step 6/18  loss 0.5000  lr 0.01  10 tokens/s  eta 0:12",
+        "epoch 1/3  step 6/18  loss 0.5000  lr 0.01  10 tokens/s  eta 0:12  padding 26%",
         "epoch 1/3  validation  loss 0.6000  accuracy 0.7000  (best so far)",
-        "epoch 2/3  step 12/18  loss 0.5000  lr 0.01  10 tokens/s  eta 0:06",
+        "epoch 2/3  step 12/18  loss 0.5000  lr 0.01  10 tokens/s  eta 0:06  padding 28%",
         "epoch 2/3  validation  loss 0.2000  accuracy 0.9000  (best so far)",
-        "epoch 3/3  step 18/18  loss 0.5000  lr 0.01  10 tokens/s  eta 0:00",
+        "epoch 3/3  step 18/18  loss 0.5000  lr 0.01  10 tokens/s  eta 0:00  padding 28%",
         "epoch 3/3  validation  loss 0.4000  accuracy 0.8000",
     ]
 
@@ -144,11 +144,17 @@ def test_the_loss_is_read_only_when_a_line_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "line"),
     [
-        ({"max_steps": 4, "max_epochs": -1}, "epoch 1  step 4/4  loss 1.0000  lr 0.01  10 tokens/s  eta 0:00"),
-        ({"max_steps": 9, "max_epochs": 2}, "epoch 2/2  step 9/9  loss 1.0000  lr 0.01  10 tokens/s  eta 0:00"),
+        (
+            {"max_steps": 4, "max_epochs": -1},
+            "epoch 1  step 4/4  loss 1.0000  lr 0.01  10 tokens/s  eta 0:00  padding 29%",
+        ),
+        (
+            {"max_steps": 9, "max_epochs": 2},
+            "epoch 2/2  step 9/9  loss 1.0000  lr 0.01  10 tokens/s  eta 0:00  padding 27%",
+        ),
         (
             {"max_epochs": 1, "limit_train_batches": 5},
-            "epoch 1/1  step 5/5  loss 1.0000  lr 0.01  11 tokens/s  eta 0:00",
+            "epoch 1/1  step 5/5  loss 1.0000  lr 0.01  11 tokens/s  eta 0:00  padding 29%",
         ),
     ],
 )
@@ -164,7 +170,7 @@ def test_a_stream_without_a_length_is_shown(tmp_path: Path) -> None:
 
     lines = show(tmp_path, io.StringIO(), module, batches=loader, max_steps=4, max_epochs=-1, limit_val_batches=0)
 
-    assert lines == ["epoch 1  step 4/4  loss 1.0000  lr 0.01  10 tokens/s  eta 0:00"]
+    assert lines == ["epoch 1  step 4/4  loss 1.0000  lr 0.01  10 tokens/s  eta 0:00  padding 29%"]
 
 
 def test_a_run_without_an_end_has_no_eta(tmp_path: Path) -> None:
@@ -177,8 +183,8 @@ def test_a_run_without_an_end_has_no_eta(tmp_path: Path) -> None:
     lines = show(tmp_path, io.StringIO(), module, max_epochs=-1, limit_val_batches=0, callbacks=[Stop()])
 
     assert lines == [
-        "epoch 1  step 6  loss 1.0000  lr 0.01  10 tokens/s",
-        "epoch 2  step 12  loss 1.0000  lr 0.01  10 tokens/s",
+        "epoch 1  step 6  loss 1.0000  lr 0.01  10 tokens/s  padding 26%",
+        "epoch 2  step 12  loss 1.0000  lr 0.01  10 tokens/s  padding 28%",
     ]
 
 
@@ -191,7 +197,7 @@ def test_a_terminal_has_one_live_line_and_keeps_the_validations(tmp_path: Path) 
     live = terminal.getvalue().split("\r")
     assert live[1] == "sanity check 1/1\x1b[K"
     assert live[2] == "epoch 1/1  step 1/6  loss 0.5000  lr 0.01  eta 0:05\x1b[K"
-    assert live[3] == "epoch 1/1  step 2/6  loss 0.5000  lr 0.01  14 tokens/s  eta 0:04\x1b[K"
+    assert live[3] == "epoch 1/1  step 2/6  loss 0.5000  lr 0.01  14 tokens/s  eta 0:04  padding 30%\x1b[K"
     assert live[8] == "epoch 1/1  validation 1/2\x1b[K"
     assert live[10:] == ["epoch 1/1  validation  loss 0.6000  accuracy 0.7000\x1b[K\n"]
 
@@ -242,7 +248,7 @@ def test_an_error_leaves_the_live_line_and_starts_a_new_one(tmp_path: Path) -> N
     with pytest.raises(RuntimeError):
         show(tmp_path, terminal, callbacks=[Fail()])
 
-    assert terminal.getvalue().endswith("eta 0:03\x1b[K\n")
+    assert terminal.getvalue().endswith("eta 0:03  padding 23%\x1b[K\n")
 
 
 def test_test_and_validate_and_predict_are_shown(tmp_path: Path) -> None:

@@ -235,3 +235,12 @@ def test_secrets_are_starred_out_and_nothing_else(text: str, clean: str) -> None
 
 def _fail() -> None:
     raise RuntimeError("no")
+
+
+def test_the_speed_is_recorded_while_it_runs(run: RunFolder) -> None:
+    seen: list[dict[str, Any]] = []
+
+    fit(run, None, Do(6, lambda: seen.append(run.read_record())))
+
+    assert (seen[0]["state"], seen[0]["steps"]) == ("running", 4)
+    assert seen[0]["throughput"]["tokens"] == 40

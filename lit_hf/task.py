@@ -28,11 +28,12 @@ class Outputs(Protocol):
 
     Attributes:
         loss: The mean over the batch's targets, a scalar.
-        logits: Scores, of shape [rows, ...].
+        logits: Scores, of shape [rows, ...]; None where `forward` computed its loss without keeping them, and returns
+            instead what `update` reads.
     """
 
     loss: Tensor
-    logits: Tensor
+    logits: Any
 
 
 class Sizes(NamedTuple):
@@ -193,6 +194,17 @@ class Task(ABC):
 
         return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
 
+    def packing_collator(self) -> Collator | None:
+        """Return what lays encoded rows side by side in one, for `data.packing`; None if the task's cannot be.
+
+        See `lit_hf.data.packing` for collators, and for what such a batch has for the model.
+        """
+        return None
+
+    def keep_documents(self) -> None:
+        """Keep documents whole in `encode`, one a row: called before it, and before `bind`, where they are packed."""
+        return None
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return the task's part of the model's config (`num_labels`, `id2label`, `problem_type`, ...)."""
         return {}
@@ -240,7 +252,7 @@ class Task(ABC):
 
         Args:
             metrics: What `metrics` returned, on the model's device.
-            outputs: What `forward` returned, logits of shape [rows, ...].
+            outputs: What `forward` returned.
             batch: What `forward` was given.
         """
         return None

@@ -12,11 +12,9 @@ computes everything itself, as `transformers` wrote it.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lit_hf.errors import Problem
 from lit_hf.output_head import After, Head
 
 if TYPE_CHECKING:
@@ -81,6 +80,12 @@ class _Places(NamedTuple):
         """
         width = values.shape[1]
         return values.flatten(0, 1).index_select(0, self.rows * width + self.columns + (width - length))
+
+
+def smoothing_problems(label_smoothing: float) -> Iterator[Problem]:
+    """Find what is wrong with a task's `label_smoothing`."""
+    if not 0 <= label_smoothing < 1:
+        yield Problem("task.label_smoothing", f"{label_smoothing} is not in [0, 1).", "0.1 is usual.")
 
 
 def token_loss(
@@ -242,18 +247,12 @@ def _tap(head: nn.Module) -> _Tap:
 
 
 def _lean_inputs(model: Any, core: Any, inputs: dict[str, Any], right_padded: bool) -> dict[str, Any]:
-    """Return the inputs without a mask where that changes nothing, and without a cache."""
+    """Return the inputs without a mask where that changes nothing."""
     prompts = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     if prompts:
         return inputs
     without = {"attention_mask"} if right_padded and _ignores_what_follows(core) else set()
-    inputs = {name: value for name, value in inputs.items() if name not in without}
-    return {"use_cache": False, **inputs} if _takes(type(core).forward, "use_cache") else inputs
-
-
-@functools.cache
-def _takes(forward: Callable[..., Any], argument: str) -> bool:
-    return argument in inspect.signature(forward).parameters
+    return {name: value for name, value in inputs.items() if name not in without}
 
 
 _OWN_MASKS = frozenset({"prophetnet", "reformer", "xlm", "xlnet", "zamba", "flaubert"})

@@ -37,7 +37,7 @@ class BitsPerByte(Metric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("text_bytes", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, targets: Tensor, text_bytes: Tensor) -> None:
+    def update(self, loss: Tensor, targets: int | Tensor, text_bytes: Tensor) -> None:
         """Add a batch: its loss in nats, a mean over that many predicted tokens, which are that many bytes of text."""
         self.total += loss.double() * targets
         self.text_bytes += text_bytes

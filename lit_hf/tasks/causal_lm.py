@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers.processors import TemplateProcessing
 from transformers import DataCollatorForTokenClassification
 
 from lit_hf.data.blocks import byte_sizes, cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.data.packing import PackingCollator
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.evaluation.decoding import (
     GREEDY,
@@ -21,6 +22,7 @@ from lit_hf.evaluation.decoding import (
     write_generation_config,
 )
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,11 +38,14 @@ class CausalLM(Task):
     Documents are tokenized, each is ended with the tokenizer's end token, and they are joined and cut to blocks of one
     length; what is left over at the end of a thousand rows makes a shorter block. Blank rows are left out. The first
     token of a block is not predicted, all others are, the end tokens too. Within a block attention crosses from one
-    document to the next: only the end token tells them apart.
+    document to the next: only the end token tells them apart. With `data.packing` documents stay whole, and are cut to
+    blocks only where they are longer; they are packed then, and attention does not cross.
 
     Args:
         text: Column with the text; each row is a document.
         block_length: Tokens of a block; by default the longest input, and 1,024 at most.
+        label_smoothing: Share of each target that is spread evenly over the vocabulary, in training; the losses of
+            evaluation are without.
         generation: Arguments of `generate` for prediction, which continues a text; by default 64 tokens, greedily.
     """
 
@@ -49,13 +54,20 @@ class CausalLM(Task):
     peft_task_type = "CAUSAL_LM"
 
     def __init__(
-        self, text: str = "text", block_length: int | None = None, generation: dict[str, Any] | None = None
+        self,
+        text: str = "text",
+        block_length: int | None = None,
+        label_smoothing: float = 0.0,
+        generation: dict[str, Any] | None = None,
     ) -> None:
         self.text = text
         self.block_length = block_length
+        self.label_smoothing = label_smoothing
         self._length = 0  # of the blocks, once bound
+        self._joined = True  # or each document by itself
         self.generation: dict[str, Any] = {**GREEDY, **(generation or {})}
-        raise_problems(generation_problems("task.generation", self.generation))
+        problems = generation_problems("task.generation", self.generation)
+        raise_problems([*problems, *smoothing_problems(label_smoothing)])
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> None:
         """Take the tokenizer, and see to it that it has an end token but does not end prompts with it.
@@ -71,6 +83,10 @@ class CausalLM(Task):
         if (new_tokens := self.generation.get("max_new_tokens", 0)) >= limit:
             what = f"{new_tokens:,} new tokens leave no room for a prompt: the limit is {limit:,} together."
             raise InputError(Problem("task.generation.max_new_tokens", what, f"Set it to {limit // 2} or so."))
+
+    def keep_documents(self) -> None:
+        """Make blocks of single documents."""
+        self._joined = False
 
     @property
     def input_columns(self) -> list[str]:
@@ -91,27 +107,33 @@ class CausalLM(Task):
         return text_problems(rows[self.text][:], self.text)
 
     def encode(self, examples: Examples) -> Examples:
-        """Join the documents and cut them to blocks.
+        """Join the documents, unless they are kept apart, and cut them to blocks.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` of a block, and `text_bytes`: how many UTF-8 bytes of text its
             labels are.
         """
-        tokens: list[int] = []
-        sizes: list[int] = []
-        texts = [text for text in examples[self.text] if not is_blank(text)]
-        for ids, widths in self._documents(texts):
-            tokens += ids
-            sizes += widths
-        blocks, block_sizes = cut_blocks(tokens, self._length), cut_blocks(sizes, self._length)
-        if blocks and len(blocks[-1]) == 1:  # a lone end token, before which nothing could be read
-            blocks.pop()
+        documents = self._documents([text for text in examples[self.text] if not is_blank(text)])
+        blocks: list[list[int]] = []
+        sizes: list[list[int]] = []
+        for ids, widths in self._join(documents) if self._joined else documents:
+            # a lone end token is left out: before it nothing could be read
+            blocks += (block for block in cut_blocks(ids, self._length) if len(block) > 1)
+            sizes += (block for block in cut_blocks(widths, self._length) if len(block) > 1)
         return {
             "input_ids": blocks,
             "attention_mask": [[1] * len(block) for block in blocks],
             "labels": [[-100, *block[1:]] for block in blocks],
-            "text_bytes": [sum(block_sizes[index][1:]) for index in range(len(blocks))],
+            "text_bytes": [sum(block[1:]) for block in sizes],
         }
+
+    def _join(self, documents: Iterable[tuple[list[int], list[int]]]) -> Iterator[tuple[list[int], list[int]]]:
+        tokens: list[int] = []
+        sizes: list[int] = []
+        for ids, widths in documents:
+            tokens += ids
+            sizes += widths
+        yield tokens, sizes
 
     def _documents(self, texts: list[str]) -> Iterator[tuple[list[int], list[int]]]:
         """Yield the tokens of each document, its end included, and how many bytes of its text each one is."""
@@ -144,9 +166,15 @@ class CausalLM(Task):
         """Return what pads blocks on the right, their labels with -100, and prompts on the left."""
         return _PaddingCollator(self.tokenizer, pad_to_multiple_of)
 
+    def packing_collator(self) -> Collator:
+        """Return what lays documents side by side."""
+        return PackingCollator()
+
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
-        """Return the model's output with its own loss."""
-        return model(**{name: value for name, value in batch.items() if name != "text_bytes"})
+        """Return the loss over the predicted tokens."""
+        inputs = {name: value for name, value in batch.items() if name != "text_bytes"}
+        smoothing = self.label_smoothing if model.training else 0.0
+        return token_loss(model, inputs, shift=True, label_smoothing=smoothing)
 
     def metrics(self) -> MetricCollection:
         """Return perplexity and bits per byte."""
@@ -158,7 +186,7 @@ class CausalLM(Task):
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's loss, and how many tokens and bytes it is about."""
-        targets = (batch["labels"][:, 1:] != -100).sum()
+        targets = cast(TokenOutput, outputs).targets
         metrics.update(loss=outputs.loss.detach(), targets=targets, text_bytes=batch["text_bytes"].sum())
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:

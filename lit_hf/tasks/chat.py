@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from transformers import DataCollatorForSeq2Seq
 
@@ -29,6 +29,7 @@ from lit_hf.data.conversations import (
     conversation,
     without_nulls,
 )
+from lit_hf.data.packing import PackingCollator
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.evaluation.decoding import (
     GREEDY,
@@ -41,6 +42,7 @@ from lit_hf.evaluation.decoding import (
     write_generation_config,
 )
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,6 +74,8 @@ class Chat(Task):
         system: System prompt of the rows that have none.
         roles: Roles by other names than the usual ones, such as `{bard: assistant}`.
         train_on: Which turns are learnt: all of the assistant's, the last one of them, or all text.
+        label_smoothing: Share of each target that is spread evenly over the vocabulary, in training; the losses of
+            evaluation are without.
         generation: Arguments of `generate` for prediction; by default 256 tokens, or half of the limit, greedily.
     """
 
@@ -91,6 +95,7 @@ class Chat(Task):
         system: str | None = None,
         roles: dict[str, str] | None = None,
         train_on: Literal["assistant", "last", "all"] = "assistant",
+        label_smoothing: float = 0.0,
         generation: dict[str, Any] | None = None,
     ) -> None:
         if messages is prompt is instruction is None:
@@ -100,11 +105,13 @@ class Chat(Task):
         self.system = system
         self.roles = {**KNOWN_ROLES, **(roles or {})}
         self.train_on = train_on
+        self.label_smoothing = label_smoothing
         self.generation: dict[str, Any] = {**GREEDY, **(generation or {})}
         raise_problems(self._setting_problems())
 
     def _setting_problems(self) -> Iterator[Problem]:
         yield from generation_problems("task.generation", self.generation)
+        yield from smoothing_problems(self.label_smoothing)
         given = {name for name, column in self.columns._asdict().items() if column is not None}
         shapes = [name for name in SHAPES if name in given]
         if len(shapes) > 1:
@@ -267,7 +274,16 @@ class Chat(Task):
         """Return Hugging Face's collator; it pads to the right, and to the left where text is to be generated."""
         return _Collator(self.tokenizer, pad_to_multiple_of)
 
+    def packing_collator(self) -> Collator:
+        """Return what lays conversations side by side."""
+        return PackingCollator()
+
     # model
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """Return the loss over the trained tokens."""
+        smoothing = self.label_smoothing if model.training else 0.0
+        return token_loss(model, batch, shift=True, label_smoothing=smoothing)
 
     def metrics(self) -> MetricCollection:
         """Return perplexity and accuracy over the trained tokens."""
@@ -281,9 +297,9 @@ class Chat(Task):
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's trained tokens to the metrics."""
-        targets = (batch["labels"] != IGNORED).sum()
-        metrics["perplexity"].update(outputs.loss.detach(), targets)
-        metrics["token_accuracy"].update(outputs.logits, batch["labels"])
+        tokens = cast(TokenOutput, outputs)
+        metrics["perplexity"].update(tokens.loss.detach(), tokens.targets)
+        metrics["token_accuracy"].update(tokens.right, tokens.targets)
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the answer as `generated_text`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenCl
 from lit_hf.data.blocks import cut_blocks, document_problems, is_blank, resolve_length, text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.token_loss import TokenOutput, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,6 +162,10 @@ class MaskedLM(Task):
 
     # model
 
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """Return the loss over the masked tokens."""
+        return token_loss(model, batch, shift=False)
+
     def metrics(self) -> MetricCollection:
         """Return the perplexity of the masked tokens."""
         from torchmetrics import MetricCollection
@@ -171,7 +176,7 @@ class MaskedLM(Task):
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's loss, and how many tokens it is about."""
-        metrics.update(loss=outputs.loss.detach(), targets=(batch["labels"] != -100).sum())
+        metrics.update(loss=outputs.loss.detach(), targets=cast(TokenOutput, outputs).targets)
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return the text with its masks filled in as `filled_text`, and in `fills` the candidates of each mask."""

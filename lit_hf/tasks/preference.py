@@ -23,6 +23,7 @@ from lit_hf.evaluation.decoding import (
     write_generation_config,
 )
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.token_loss import IGNORED, token_log_probs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -272,17 +273,12 @@ class Preference(Task):
     def _log_probs(self, model: PreTrainedModel, batch: Batch) -> LogProbs:
         """Return each completion's log-probability: the sum over its tokens, or the mean, as the loss has it."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        logits = logits[:, -ids.shape[1] :]  # without the virtual tokens of prompt learning
-        positions = torch.arange(1, ids.shape[1], device=ids.device)
-        counts = mask[:, 1:].bool() & (positions >= batch["prompt_length"].repeat(2)[:, None])
-        targets = ids[:, 1:].masked_fill(~counts, -100)
-        losses = functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-        )
-        sums = -losses.view(targets.shape).sum(-1)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        counts = mask.bool() & (positions >= batch["prompt_length"].repeat(2)[:, None])
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        sums = token_log_probs(model, inputs, ids.masked_fill(~counts, IGNORED)).sum(-1)
         if self.loss in PER_TOKEN:
-            sums = sums / counts.sum(-1).clamp(min=1)
+            sums = sums / counts[:, 1:].sum(-1).clamp(min=1)
         return LogProbs(*sums.chunk(2))
 
     def metrics(self) -> MetricCollection:

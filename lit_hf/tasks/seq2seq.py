@@ -12,7 +12,8 @@ from transformers import DataCollatorForSeq2Seq
 
 from lit_hf.errors import Problem, nearest, raise_problems
 from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
-from lit_hf.task import Batch, Collator, Examples, RowProblem, Task
+from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.token_loss import smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +43,8 @@ class Seq2Seq(Task):
         source_language: Language code of the sources, for tokenizers that have such (mBART, NLLB, M2M100).
         target_language: Language code of the targets.
         max_target_length: Longest target in tokens; longer ones are cut, and no more tokens are generated.
+        label_smoothing: Share of each target that is spread evenly over the vocabulary, in training; the losses of
+            evaluation are without.
         generation: How to generate, as arguments of `transformers.GenerationConfig` (`{num_beams: 4}`).
         metrics: Scores of generated text: `rouge`, `bleu`, `chrf`; by default those of the kind.
         references: Column with several right texts (or one) to score against, in the splits that have it.
@@ -61,6 +64,7 @@ class Seq2Seq(Task):
         source_language: str | None = None,
         target_language: str | None = None,
         max_target_length: int = 128,
+        label_smoothing: float = 0.0,
         generation: dict[str, Any] | None = None,
         metrics: list[Scores] | None = None,
         references: str | None = None,
@@ -73,6 +77,7 @@ class Seq2Seq(Task):
         self.source_language = source_language
         self.target_language = target_language
         self.max_target_length = max_target_length
+        self.label_smoothing = label_smoothing
         self.generation = dict(generation or {})
         self.scores = list(dict.fromkeys(DEFAULT_METRICS[kind] if metrics is None else metrics))
         self.references = references
@@ -90,6 +95,7 @@ class Seq2Seq(Task):
             missing = "source_language" if self.source_language is None else "target_language"
             yield Problem(f"task.{missing}", "languages go in pairs.", "Give both, the same for a summary.")
         yield from generation_problems("task.generation", self.generation)
+        yield from smoothing_problems(self.label_smoothing)
 
     @property
     def input_columns(self) -> list[str]:
@@ -185,6 +191,11 @@ class Seq2Seq(Task):
         return _ReferencesBeside(pad, keep=not training and self.predict_with_generate)
 
     # model
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """Return the loss over the targets' tokens."""
+        smoothing = self.label_smoothing if model.training else 0.0
+        return token_loss(model, batch, shift=False, label_smoothing=smoothing)
 
     def metrics(self) -> MetricCollection:
         """Return the scores of generated text; none where evaluation does not generate."""

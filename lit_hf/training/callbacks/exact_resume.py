@@ -1,0 +1,38 @@
+"""A run that resumes goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_hf.randomness import reseed
+
+
+class ExactResume(Callback):
+    """Starts the loader at the batch that comes next, and makes each batch's random numbers its own.
+
+    The order of the batches is a pure function of seed and epoch, and the trainer's progress is in the checkpoint: that
+    is all the position there is. Dropout and the like draw from generators that are seeded at each batch, so that
+    their state need not be kept, and what validation draws changes nothing.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go to the position in the epoch."""
+        # said of loaders that keep a state of their own, which ours needs not
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        loader: Any = trainer.train_dataloader
+        if 0 < done < trainer.num_training_batches:
+            loader.start = done
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed the generators for the batch."""
+        reseed(self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)

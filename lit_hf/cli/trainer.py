@@ -113,6 +113,7 @@ class TrainerCLI(LightningCLI):
         parser.link_arguments("task", "model.task", apply_on="instantiate")
         for key in ("checkpoint", "revision", "trust_remote_code"):
             parser.link_arguments(f"model.{key}", f"data.{key}")
+        parser.link_arguments("data.packing", "model.packing")
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -54,6 +54,9 @@ class LitDataModule(LightningDataModule):
             as many as fit in `batch_tokens`.
         batch_tokens: Tokens of a batch on one device, padding included, in place of a number of rows: batches of short
             rows have many, all are as much work. `batch_size` is not used then.
+        packing: Lay training rows side by side in one, none of them cut and none seen from another, as many as fit in
+            `batch_tokens`, or where that is left out in as many tokens as `batch_size` of the longest rows have: there
+            is no padding then. Evaluation is as ever.
         group_by_length: Make training batches of rows of like length, which saves padding.
         pad_to_multiple_of: Pad to a multiple of that many tokens; 8 suits GPUs at 16-bit precision.
         num_workers: Processes that prepare batches; by default none on CPU and some beside a GPU.
@@ -84,6 +87,7 @@ class LitDataModule(LightningDataModule):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         batch_tokens: int | None = None,
+        packing: bool = False,
         group_by_length: bool = True,
         pad_to_multiple_of: int | None = None,
         num_workers: int | None = None,
@@ -105,6 +109,7 @@ class LitDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
         self.eval_batch_tokens = batch_tokens if eval_batch_size is None else None
         self.batch_tokens = batch_tokens
+        self.packing = packing
         self.group_by_length = group_by_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.num_workers = num_workers
@@ -164,6 +169,8 @@ class LitDataModule(LightningDataModule):
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, self.longest_input)
         learns = stage == "fit" or self.task.labels is None
         self.labels = self.task.learn_labels(train_rows) if learns else self.task.labels
+        if self.packing:
+            self.task.keep_documents()
         self.task.bind(self.tokenizer, self.labels)
         raise_problems(check_rows(splits, self.task))
         self.splits |= splits
@@ -184,15 +191,29 @@ class LitDataModule(LightningDataModule):
                 yield Problem(f"data.{key}", f"{value} is too small.", "Give 1 or more.")
         if self.num_workers is not None and self.num_workers < 0:
             yield Problem("data.num_workers", f"{self.num_workers} is no number of processes.", "Give 0 or more.")
-        if self.batch_tokens is not None and not self.group_by_length:
+        if self.batch_tokens is not None and not self.group_by_length and not self.packing:
             what = "false does not go with data.batch_tokens, whose batches are of like length."
             yield Problem("data.group_by_length", what, "Leave one of the two out.")
+        if self.packing:
+            yield from self._packing_problems()
+
+    def _packing_problems(self) -> Iterator[Problem]:
+        if self.task.packing_collator() is None:
+            what = f"{type(self.task).__name__} has no rows that can be packed."
+            cure = "Leave it out; data.group_by_length, the default, saves padding too."
+            yield Problem("data.packing", what, cure)
+        if not self.group_by_length:
+            what = "false does not go with data.packing, which takes rows by their lengths."
+            yield Problem("data.group_by_length", what, "Leave one of the two out.")
+        if self.pad_to_multiple_of is not None:
+            what = "packed rows are not padded, so there is nothing to round up."
+            yield Problem("data.pad_to_multiple_of", what, "Leave it out.")
 
     def _budget_problems(self) -> Iterator[Problem]:
         """Find training rows that no batch has room for."""
         if self.batch_tokens is None or "train" not in self.encoded:
             return
-        longest = int(self._lengths("train", in_tokens=True).max())
+        longest = int(self._lengths("train", in_tokens=True, packed=self.packing).max())
         if longest > self.batch_tokens:
             what = f"the longest training row takes {longest:,} tokens, a batch has {self.batch_tokens:,}."
             yield Problem("data.batch_tokens", what, f"Give {longest} or more, or lower data.max_length.")
@@ -251,10 +272,13 @@ class LitDataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Return the training batches of this rank."""
         arrangement: Arrangement = "grouped" if self.group_by_length else "shuffled"
+        tokens = self.batch_tokens
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             arrangement = "sorted"  # the same batches in every epoch
-        order = self._order("train", self.batch_size, self.batch_tokens, arrangement)
-        size = f"up to {self.batch_tokens:,} tokens" if self.batch_tokens else f"{self.batch_size} rows"
+        elif self.packing:
+            arrangement, tokens = "packed", tokens or self.batch_size * int(row_lengths(self.encoded["train"]).max())
+        order = self._order("train", self.batch_size, tokens, arrangement)
+        size = f"up to {tokens:,} tokens" if tokens else f"{self.batch_size} rows"
         logger.info("train: %s batches of %s, padding %.1f%%", f"{len(order):,}", size, 100 * order.padding_share)
         return self._loader("train", order)
 
@@ -271,12 +295,12 @@ class LitDataModule(LightningDataModule):
 
     def _order(self, split: str, batch_size: int, batch_tokens: int | None, arrangement: Arrangement) -> BatchOrder:
         rank, world_size = self._shard()
-        lengths = self._lengths(split, in_tokens=batch_tokens is not None)
+        lengths = self._lengths(split, in_tokens=batch_tokens is not None, packed=arrangement == "packed")
         return BatchOrder(lengths, batch_size, arrangement, self.seed, rank, world_size, batch_tokens)
 
-    def _lengths(self, split: str, in_tokens: bool) -> np.ndarray:
+    def _lengths(self, split: str, in_tokens: bool, packed: bool = False) -> np.ndarray:
         """Return the lengths by which the rows of a split are grouped, or what each takes of a number of tokens."""
-        if not in_tokens:
+        if packed or not in_tokens:
             return row_lengths(self.encoded[split])
         step = self.pad_to_multiple_of or 1
         return -(-padded_lengths(self.encoded[split]) // step) * step
@@ -284,9 +308,10 @@ class LitDataModule(LightningDataModule):
     def _loader(self, split: str, order: BatchOrder) -> BatchLoader:
         on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
         steps = self.trainer if split == "train" else None
+        collator = self.task.packing_collator() if order.arrangement == "packed" else None
         return BatchLoader(
             self.encoded[split],
-            self.task.collator(training=split == "train", pad_to_multiple_of=self.pad_to_multiple_of),
+            collator or self.task.collator(training=split == "train", pad_to_multiple_of=self.pad_to_multiple_of),
             order,
             accumulate=steps.accumulate_grad_batches if steps is not None else 1,
             num_workers=(_default_workers() if on_gpu else 0) if self.num_workers is None else self.num_workers,

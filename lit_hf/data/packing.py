@@ -16,6 +16,12 @@ Row = TypeVar("Row")
 
 IGNORED = -100
 
+BOUNDS = "cu_seq_lens_q"
+"""Where the documents of a packed row start, and where the last one ends: transformers' name for it."""
+
+PACKED_INPUTS = ("position_ids", BOUNDS, "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""What a model is given of a packed row beside its tokens."""
+
 
 def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
     """Pack documents into as few bins as best-fit decreasing finds, none of them cut.

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from lit_hf.data.chat_templates import render, turn_end
+from lit_hf.data.packing import BOUNDS, PACKED_INPUTS, PairPackingCollator, document_sums
 from lit_hf.data.pairs import PairCollator, PairColumns, PairOutput, Text, join, messages, split
 from lit_hf.errors import LitHFError, Problem, raise_problems
 from lit_hf.evaluation.decoding import (
@@ -38,6 +39,8 @@ BETA = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
 WITH_REFERENCE = ("dpo", "ipo")
 PER_TOKEN = ("ipo", "orpo", "simpo")
 """Losses of the mean log-probability of a token, not of the sum over the completion."""
+
+MODEL_INPUTS = ("input_ids", "attention_mask", *PACKED_INPUTS)
 
 REFERENCE = ("reference_chosen", "reference_rejected")
 
@@ -236,6 +239,10 @@ class Preference(Task):
         """Return what makes one batch of both sides of the pairs, or of prompts to go on with."""
         return PairCollator(self.tokenizer, pad_to_multiple_of, single_side="left")
 
+    def packing_collator(self) -> Collator:
+        """Return what lays both sides of pairs side by side."""
+        return PairPackingCollator()
+
     # model
 
     def reference(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
@@ -272,13 +279,12 @@ class Preference(Task):
 
     def _log_probs(self, model: PreTrainedModel, batch: Batch) -> LogProbs:
         """Return each completion's log-probability: the sum over its tokens, or the mean, as the loss has it."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        counts = mask.bool() & (positions >= batch["prompt_length"].repeat(2)[:, None])
-        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        sums = token_log_probs(model, inputs, ids.masked_fill(~counts, IGNORED)).sum(-1)
+        targets = batch["targets"] if "targets" in batch else _targets(batch)
+        inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
+        log_probs = token_log_probs(model, {**inputs, "use_cache": False}, targets)
+        sums = _sums(log_probs, batch)
         if self.loss in PER_TOKEN:
-            sums = sums / counts[:, 1:].sum(-1).clamp(min=1)
+            sums = sums / _sums((targets[:, 1:] != IGNORED).to(sums.dtype), batch).clamp(min=1)
         return LogProbs(*sums.chunk(2))
 
     def metrics(self) -> MetricCollection:
@@ -311,6 +317,21 @@ class Preference(Task):
         """Return the token that ends a turn; none is known of a tokenizer for texts alone."""
         conversational = self.tokenizer.chat_template and self.tokenizer.is_fast
         return turn_end(self.tokenizer) if conversational else None
+
+
+def _targets(batch: Batch) -> Tensor:
+    """Return the tokens of the completions, -100 at all others, of shape [2 * pairs, tokens]."""
+    ids = batch["input_ids"]
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    counts = batch["attention_mask"].bool() & (positions >= batch["prompt_length"].repeat(2)[:, None])
+    return ids.masked_fill(~counts, IGNORED)
+
+
+def _sums(values: Tensor, batch: Batch) -> Tensor:
+    """Sum over each sequence, of shape [2 * pairs], what there is of all tokens of a row but the first."""
+    if BOUNDS not in batch:
+        return values.sum(-1)
+    return document_sums(functional.pad(values[0], (1, 0)), batch[BOUNDS])
 
 
 @contextmanager

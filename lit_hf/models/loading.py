@@ -80,6 +80,12 @@ class Base:
         """The dtype as torch's own object, or `auto`."""
         return self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
 
+    @property
+    def weights_dtype(self) -> str:
+        """Type of the weights by name, where `auto` is the checkpoint's own: `float32`, `bfloat16`, `float16`."""
+        own = getattr(self.pretrained_config, "dtype", None) if self.checkpoint is not None else None
+        return str(own or torch.float32).removeprefix("torch.") if self.dtype == "auto" else self.dtype
+
     def skeleton(self, task: Task) -> PreTrainedModel:
         """Return the model on the meta device: all its modules, none of its weights.
 

@@ -41,6 +41,47 @@ def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
         )
 
 
+UNIFIED = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+"""Lightning's short names of precisions."""
+
+
+def precision_problems(precision: object, weights: str, attention: str | None, has_adapter: bool) -> Iterator[Problem]:
+    """Find types of weights and of arithmetic that do not go together.
+
+    Args:
+        precision: The trainer's precision.
+        weights: Type of the model's weights: `float32`, `bfloat16` or `float16`.
+        attention: The model's attention implementation; None if transformers chooses.
+        has_adapter: Whether an adapter trains, in float32, and not the weights.
+    """
+    name = UNIFIED.get(str(precision), str(precision))
+    computes = {"bf16": "bfloat16", "16": "float16"}.get(name.partition("-")[0], "float32")
+    if {weights, computes} == {"bfloat16", "float16"}:
+        what = f"{name} computes in {computes}, but the weights are {weights}."
+        yield Problem("trainer.precision", what, "Leave model.dtype out: weights are float32 then, whatever computes.")
+    elif name == "16-true" or (weights == "float16" and not has_adapter):
+        where = "trainer.precision" if name == "16-true" else "model.dtype"
+        what = "weights in float16 do not train: their gradients underflow, and cannot be scaled."
+        yield Problem(where, what, "Take float32 weights (leave model.dtype out) and trainer.precision: 16-mixed.")
+    if (attention or "").startswith("flash") and {weights, computes} == {"float32"}:
+        what = f"{attention} computes in 16 bits only, and here all is float32."
+        yield Problem("model.attention", what, "Set trainer.precision to bf16-mixed, or leave it out.")
+
+
+def clipping_problems(precision: object, clip: object, fused: bool) -> Iterator[Problem]:
+    """Find an optimizer whose own kernels scale gradients back, so that nobody can clip them before.
+
+    Args:
+        precision: The trainer's precision.
+        clip: The trainer's `gradient_clip_val`.
+        fused: Whether the config asks for the optimizer's fused kernels.
+    """
+    if fused and clip and UNIFIED.get(str(precision), str(precision)) == "16-mixed":
+        what = "fused kernels scale float16's gradients back themselves, so that they cannot be clipped."
+        cure = "Leave it out, take trainer.precision: bf16-mixed, or set trainer.gradient_clip_val to 0."
+        yield Problem("model.optimizer.init_args.fused", what, cure)
+
+
 def disk_problems(folder: Path, trainable: int, total: int) -> Iterator[Problem]:
     """Find a disk that is too small for the checkpoints: the best, the last, and one that is being written.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,19 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
-from lit_hf.checks import callback_problems, disk_problems, monitor_mode, monitor_problems, monitored
+from lit_hf.checks import (
+    callback_problems,
+    clipping_problems,
+    disk_problems,
+    monitor_mode,
+    monitor_problems,
+    monitored,
+    precision_problems,
+)
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
@@ -30,11 +40,15 @@ from lit_hf.training.callbacks.checkpoints import BestAndLast
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
 from lit_hf.training.callbacks.progress import Progress
+from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder
 from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.module import LitModule
+from lit_hf.training.precision import default_precision, precision_note
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.tracking import trackers
+
+log = logging.getLogger(__name__)
 
 DEFAULT_EPOCHS = 3
 
@@ -149,6 +163,7 @@ class TrainerCLI(LightningCLI):
                 lambda: self.datamodule.load(stage),
                 lambda: self.model.check() if self.task.is_bound else (),
                 lambda: self._monitor_problems(stage) if self.task.is_bound else (),
+                self._precision_problems,
                 lambda: callback_problems(_listed(self.config_init.trainer.callbacks)),
             )
         )
@@ -160,6 +175,17 @@ class TrainerCLI(LightningCLI):
     def _read_model_config(self) -> Iterable[Problem]:
         self.datamodule.longest_input = self.model.longest_input
         return ()
+
+    def _precision_problems(self) -> Iterator[Problem]:
+        trainer, optimizer = self.config_init.trainer, self.resolved["model"]["optimizer"]
+        precision = default_precision(trainer.accelerator) if trainer.precision is None else trainer.precision
+        base, has_adapter = self.model.base, self.model.adapter is not None
+        yield from precision_problems(precision, base.weights_dtype, base.attention, has_adapter)
+        fused = bool(((optimizer or {}).get("init_args") or {}).get("fused"))
+        yield from clipping_problems(precision, trainer.gradient_clip_val, fused)
+        if self.model.switches.liger and trainer.accelerator == "cpu":
+            what = "liger-kernel needs a CUDA GPU, and trainer.accelerator is cpu."
+            yield Problem("model.liger", what, "Leave one of them out.")
 
     def _monitor_problems(self, stage: str) -> Iterator[Problem]:
         monitor = monitored(self.task, self.config.monitor)
@@ -174,6 +200,9 @@ class TrainerCLI(LightningCLI):
     def make_trainer(self, stage: str) -> Trainer:
         """Return the trainer of a stage, with the callbacks and trackers that the run needs."""
         settings = dict(self.config_init.trainer)
+        if settings["precision"] is None and not any(isinstance(one, Precision) for one in _listed(settings["plugins"])):
+            settings["precision"] = default_precision(settings["accelerator"])
+            log.info("precision: %s", precision_note(settings["precision"]))
         given = _listed(settings["callbacks"])
         throughput = Throughput()
         own: list[Callback] = []
@@ -183,6 +212,7 @@ class TrainerCLI(LightningCLI):
             own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run)]
             own.append(RunRecorder(self.run, throughput, self.fingerprints))
             own += self._checkpoint_callbacks(settings)
+            own += [WarnOnRecompiles()] if self.model.switches.compile else []
             loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
             settings["logger"] = [*trackers(self.config.tracker, self.run, self.resolved), *loggers]
             if settings["max_epochs"] is None and settings["max_steps"] == -1:

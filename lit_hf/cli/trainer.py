@@ -200,9 +200,10 @@ class TrainerCLI(LightningCLI):
     def make_trainer(self, stage: str) -> Trainer:
         """Return the trainer of a stage, with the callbacks and trackers that the run needs."""
         settings = dict(self.config_init.trainer)
-        if settings["precision"] is None and not any(isinstance(one, Precision) for one in _listed(settings["plugins"])):
-            settings["precision"] = default_precision(settings["accelerator"])
-            log.info("precision: %s", precision_note(settings["precision"]))
+        given = _listed(settings["plugins"])
+        if settings["precision"] is None and not any(isinstance(one, Precision) for one in given):
+            settings["precision"] = precision = default_precision(settings["accelerator"])
+            log.info("precision: %s", precision_note(precision))
         given = _listed(settings["callbacks"])
         throughput = Throughput()
         own: list[Callback] = []

@@ -9,16 +9,26 @@ import torch
 from torch import nn
 
 
-def default_precision(accelerator: str) -> Literal["32-true", "bf16-mixed"]:
+def default_precision(accelerator: object) -> Literal["32-true", "bf16-mixed"]:
     """Return the precision of a config that names none: bfloat16 over float32 weights on GPUs that compute with it.
 
-    A CPU computes in float32, whatever it could: only few are faster with bfloat16, and results stay comparable.
+    A CPU computes in float32 even where it has bfloat16, so that its results are those of other libraries.
 
     Args:
         accelerator: As the trainer's: `auto`, `gpu`, `cuda`, `cpu`, ...
     """
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def precision_note(precision: str) -> str:
+    """Return what to say of a precision that was not asked for."""
+    if precision == "bf16-mixed":
+        return "bf16-mixed, as the GPU has bfloat16; in float32: --trainer.precision 32-true"
+    units = getattr(torch.cpu, "get_capabilities", dict)()
+    if not torch.cuda.is_available() and (units.get("amx_bf16") or units.get("avx512_bf16")):
+        return "32-true; this CPU has bfloat16, which is faster: --trainer.precision bf16-mixed"
+    return "32-true"
 
 
 def low_precision_note(model: nn.Module) -> str:

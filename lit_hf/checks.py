@@ -11,6 +11,9 @@ from lit_hf.task import Task
 
 BYTES_FLOAT32 = 4
 
+SHARDING = ("fsdp", "modelparallel", "deepspeed")
+"""Parts of the names of strategies that cut weights into parts."""
+
 
 def monitored(task: Task, monitor: str | None) -> str:
     """Return the metric that tells the best checkpoint: the config's, or the task's own."""
@@ -39,6 +42,22 @@ def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
             "GradientAccumulationScheduler changes how many batches make a step, which the data must know beforehand.",
             "Set trainer.accumulate_grad_batches instead.",
         )
+
+
+def quantization_problems(strategy: object, precision: object) -> Iterator[Problem]:
+    """Find settings of the trainer under which quantized weights do not train.
+
+    Args:
+        strategy: The trainer's strategy, by name or as an object.
+        precision: The trainer's precision.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if any(part in name.lower() for part in SHARDING):
+        what = f"{name} would cut the packed weights into parts, which no rank could read."
+        yield Problem("trainer.strategy", what, "With model.quantization take ddp: each GPU holds all packed weights.")
+    if str(precision) in ("bf16-true", "16-true", "64-true", "64"):
+        what = f"{precision} turns all weights into one type, and beside quantized ones norms must stay float32."
+        yield Problem("trainer.precision", what, "Take bf16-mixed, or 32-true.")
 
 
 UNIFIED = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
@@ -82,15 +101,15 @@ def clipping_problems(precision: object, clip: object, fused: bool) -> Iterator[
         yield Problem("model.optimizer.init_args.fused", what, cure)
 
 
-def disk_problems(folder: Path, trainable: int, total: int) -> Iterator[Problem]:
+def disk_problems(folder: Path, trainable: int, stored: int) -> Iterator[Problem]:
     """Find a disk that is too small for the checkpoints: the best, the last, and one that is being written.
 
     Args:
         folder: An existing folder on the disk.
         trainable: Number of trainable parameters; AdamW keeps two more numbers of each.
-        total: Number of all parameters.
+        stored: Number of parameters that a checkpoint holds.
     """
-    needed = 3 * BYTES_FLOAT32 * (total + 2 * trainable)
+    needed = 3 * BYTES_FLOAT32 * (stored + 2 * trainable)
     free = shutil.disk_usage(folder).free
     if free < needed:
         yield Problem(

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lit_hf.checks import monitored
-from lit_hf.cli.runs import load_weights, read_checkpoint
+from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
 from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
 from lit_hf.errors import Preempted, Problem, raise_problems
 from lit_hf.export.package import export
@@ -156,7 +156,13 @@ def _finish(cli: TrainerCLI) -> None:
     best = read_checkpoint(cli.run.best)
     load_weights(cli.model, best)
     record = cli.resolved["task"]
-    export(cli.model.model.cpu().eval(), cli.task, record, cli.run.export, merge=cli.config.merge)
+    if cli.model.base.quantized is None:
+        cli.model.cpu()
+    elif cli.trainer.strategy.root_device.type != "cpu":
+        # at its end the trainer moved the model to the CPU, and packed weights do not survive that with all methods
+        cli.model.model = None
+        build_model(cli.model)
+    export(cli.model.model.eval(), cli.task, record, cli.run.export, merge=cli.config.merge)
     _summarize(cli, best)
 
 

@@ -66,6 +66,13 @@ def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:
         ) from error
 
 
+def build_model(module: LitModule) -> None:
+    """Build a module's model without a trainer: quantized weights on the GPU, if there is one, others on the CPU."""
+    quantized, found = module.base.quantized is not None, torch.accelerator.current_accelerator(check_available=True)
+    with found if quantized and found is not None else torch.device("cpu"):
+        module.configure_model()
+
+
 def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
     """Bind a run's task to what the run learnt from its data: labels and tokenizer."""
     cli.task.load_state_dict(checkpoint["task"])
@@ -84,6 +91,6 @@ def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best") -> Lo
     cli = TrainerCLI(with_run_config([str(run.path)]))
     state = read_checkpoint(run.best if checkpoint == "best" else run.last)
     bind_task(cli, state)
-    cli.model.configure_model()
+    build_model(cli.model)
     load_weights(cli.model, state)
     return LoadedRun(cli.model.model.eval(), cli.task, cli.resolved["task"])

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
@@ -27,6 +28,7 @@ from lit_hf.checks import (
     monitor_problems,
     monitored,
     precision_problems,
+    quantization_problems,
 )
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
@@ -34,6 +36,8 @@ from lit_hf.data.datamodule import LitDataModule, Stage
 from lit_hf.errors import InputError, Problem, collect, raise_problems
 from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
+from lit_hf.models.adapters import export_problems as lone_adapter_problems
+from lit_hf.models.quantization import environment_problems
 from lit_hf.run import RunFolder, run_name
 from lit_hf.task import Task
 from lit_hf.training.callbacks.checkpoints import BestAndLast
@@ -169,6 +173,7 @@ class TrainerCLI(LightningCLI):
         )
         if stage == "fit":
             raise_problems(self._size_problems())
+                self._quantization_problems,
         self.datamodule.prepare(stage)
         self._set_seed()  # so that the weights are the same whether the data came from the cache or not
 
@@ -182,6 +187,12 @@ class TrainerCLI(LightningCLI):
         base, has_adapter = self.model.base, self.model.adapter is not None
         yield from precision_problems(precision, base.weights_dtype, base.attention, has_adapter)
         fused = bool(((optimizer or {}).get("init_args") or {}).get("fused"))
+    def _quantization_problems(self) -> Iterator[Problem]:
+        if self.model.base.quantized is not None:
+            trainer = self.config_init.trainer
+            yield from quantization_problems(trainer.strategy, trainer.precision)
+            yield from environment_problems(self.model.base, device_type(trainer.accelerator))
+
         yield from clipping_problems(precision, trainer.gradient_clip_val, fused)
         if self.model.switches.liger and trainer.accelerator == "cpu":
             what = "liger-kernel needs a CUDA GPU, and trainer.accelerator is cpu."
@@ -266,6 +277,15 @@ def _listed(value: Any) -> list[Any]:
 
 def with_run_config(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with a leading run folder, or `--run FOLDER`, replaced by that run's config.
+
+def device_type(accelerator: Any) -> str:
+    """Return the type of device that an accelerator of Lightning's, by name or as an object, trains on."""
+    name = accelerator if isinstance(accelerator, str) else type(accelerator).__name__.removesuffix("Accelerator")
+    if name.lower() in ("auto", "gpu"):
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found.type if found is not None else "cpu" if name.lower() == "auto" else "cuda"
+    return name.lower()
+
 
     Raises:
         InputError: If there is no run in the folder.

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from lit_hf import __version__
 from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
+from lit_hf.export.merging import Loss, loss_of_precision
+from lit_hf.export.merging import merge as merge_adapter
 from lit_hf.export.verify import answers, tolerance_for, verify
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
 
@@ -54,13 +56,18 @@ def export(
     raise_problems(check(model, merge))
     merged = merge and isinstance(model, PeftModel)
     expected = answers(model, task.tokenizer)
-    written = _merged(model) if merge and isinstance(model, PeftModel) else model
+    written, lost = model, None
+    if merge and isinstance(model, PeftModel):
+        written = merge_adapter(model)
+        after = answers(written, task.tokenizer)
+        if lost := loss_of_precision(model, expected, after):
+            expected, merged = after, False  # what is written is compared with what was merged
     temporary = _make_sibling(folder, _size(written))
     trusted = type(_plain(model)).__module__.startswith("transformers_modules")
     try:
-        _write(written, task, record, temporary)
+        _write(written, task, record, temporary, lost)
         task.export_files(temporary)
-        tolerance = tolerance_for(model.dtype, merged)
+        tolerance = tolerance_for(written.dtype, merged)
         difference = verify(temporary, task.auto_class, task.tokenizer, expected, tolerance, trusted)
         _flush(temporary)
         _publish(temporary, folder)
@@ -68,7 +75,9 @@ def export(
         raise LitHFError(Problem(str(folder), f"the export could not be written: {error}.")) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    what = "adapter" if isinstance(written, PeftModel) else "merged model" if merged else "model"
+    if lost:
+        logger.info("%s", lost)
+    what = "adapter" if isinstance(written, PeftModel) else "merged model" if written is not model else "model"
     logger.info("exported the %s to %s; reloaded, its outputs differ by %.1g at most", what, folder, difference)
 
 
@@ -90,13 +99,8 @@ def _plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
-def _merged(model: PeftModel) -> PreTrainedModel:
-    try:
-        return copy.deepcopy(model).merge_and_unload(safe_merge=True)
-    except (NotImplementedError, ValueError) as error:
-        kind = model.active_peft_config.peft_type.value
-        what = f"the {kind} adapter cannot be merged into its base model: {error}"
-        raise InputError(Problem("merge", what, "Export the adapter alone: merge: false.")) from error
+def _plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def _size(model: PreTrainedModel) -> int:
@@ -130,8 +134,7 @@ def _replaceable(folder: Path) -> bool:
     return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
 
 
-def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: Path) -> None:
-    model.save_pretrained(str(folder))
+def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: Path, lost: Loss | None) -> None:
     if isinstance(model, PeftModel):
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         plain = _plain(model)
@@ -156,6 +159,8 @@ def _flush(folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+    if lost:
+        manifest["merged"] = lost._asdict()
         finally:
             os.close(handle)
 

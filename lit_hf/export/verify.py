@@ -30,7 +30,11 @@ HALF_TOLERANCE = 2e-2
 MERGED_HALF_TOLERANCE = 1e-1
 
 
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:
+Answers = list[dict[str, torch.Tensor]]
+"""The floating outputs of a model by name, for each probe."""
+
+
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answers:
     """Return all floating outputs of a model for each probe, computed in eval mode; the model is left as it was."""
     device = next(model.parameters()).device
     with _evaluating(model), torch.inference_mode():
@@ -41,7 +45,7 @@ def verify(
     folder: Path,
     auto_class: str,
     tokenizer: PreTrainedTokenizerBase,
-    expected: list[dict[str, torch.Tensor]],
+    expected: Answers,
     tolerance: float,
     trust_remote_code: bool = False,
 ) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.hub import load_problem
@@ -96,11 +96,13 @@ def load_model(
     raise_problems(damaged_weights(folder))
     config = load_config(folder, trust_remote_code)
     load = _load_adapted if is_adapter(folder) else _load_whole
+    quantized = hasattr(config, "quantization_config")
     try:
-        model = load(folder, auto_class, config, trust_remote_code)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        model = load(folder, auto_class, config, trust_remote_code, device)
+    except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise _unreadable(folder, "the model", error) from error
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
+    if not quantized:
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
     return model.eval()
 
 
@@ -122,22 +124,36 @@ def damaged_weights(folder: Path) -> list[Problem]:
 _BASE = "base_model_name_or_path"
 
 
-def _load_whole(folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    model, missing = _from_pretrained(str(folder), None, auto_class, config, trust_remote_code)
+def _load_whole(
+    folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool, device: str | torch.device
+) -> PreTrainedModel:
+    arguments = {"device_map": {"": device}} if hasattr(config, "quantization_config") else {}
+    model, missing = _from_pretrained(str(folder), None, auto_class, config, trust_remote_code, arguments)
     _refuse_untrained(folder, auto_class, missing)
+    if arguments:
+        from lit_hf.models.quantization import keep_packing
+
+        model = keep_packing(model)
     return model
 
 
-def _load_adapted(folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+def _load_adapted(
+    folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool, device: str | torch.device
+) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel
     from safetensors import safe_open
+
+    from lit_hf.models.vocabulary import grow, ungrow
 
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise OSError(f"there is no {ADAPTER_WEIGHTS} in it")
     peft_config = PeftConfig.from_pretrained(str(folder))
     base = str(peft_config.base_model_name_or_path)
     try:
-        model, missing = _from_pretrained(base, peft_config.revision, auto_class, config, trust_remote_code)
+        arguments = _quantized(base, peft_config.revision, config, trust_remote_code, device)
+        size = ungrow(config, base, peft_config.revision, trust_remote_code)
+        model, missing = _from_pretrained(base, peft_config.revision, auto_class, config, trust_remote_code, arguments)
+        grow(model, size)
     except OSError as error:
         where = f"{folder / ADAPTER_CONFIG}: {_BASE}"
         cure = "Mend the path there, or export a model that needs no base: lit-hf export --merge."
@@ -145,11 +161,34 @@ def _load_adapted(folder: Path, auto_class: str, config: PretrainedConfig, trust
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as weights:
         adapted = tuple(weights.keys())
     _refuse_untrained(folder, auto_class, {name for name in missing if not any(key.endswith(name) for key in adapted)})
+    if arguments:
+        from lit_hf.models.quantization import prepare
+
+        model = prepare(model)
     return cast("PreTrainedModel", PeftModel.from_pretrained(model, str(folder)))
 
 
+def _quantized(
+    base: str, revision: str | None, config: PretrainedConfig, trust_remote_code: bool, device: str | torch.device
+) -> dict[str, Any]:
+    """Return the arguments by which an adapter's base model is quantized as it was when the adapter was trained."""
+    if not hasattr(config, "quantization_config"):
+        return {}
+    from transformers import AutoConfig
+
+    from lit_hf.models.quantization import placement
+
+    own = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trust_remote_code)
+    return placement(config, own, device)
+
+
 def _from_pretrained(
-    name: str, revision: str | None, auto_class: str, config: PretrainedConfig, trust_remote_code: bool
+    name: str,
+    revision: str | None,
+    auto_class: str,
+    config: PretrainedConfig,
+    trust_remote_code: bool,
+    arguments: dict[str, Any],
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the model and the names of its weights that are not in the checkpoint."""
     import transformers
@@ -162,6 +201,7 @@ def _from_pretrained(
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        **arguments,
     )
     return model, set(info["missing_keys"])
 

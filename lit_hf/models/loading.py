@@ -6,7 +6,7 @@ import copy
 import difflib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from lit_hf.errors import InputError, Problem, nearest
 from lit_hf.hub import load_problem
 from lit_hf.models.packed_attention import PACKED, packing_problems
+from lit_hf.models.quantization import is_quantized, prepare, spare, stored_quantization
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -76,6 +77,11 @@ class Base:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def quantized(self) -> QuantizationConfigMixin | None:
+        """How the weights are quantized: as `quantization` says, or in the checkpoint already; None if they are not."""
+        return self.quantization or stored_quantization(self.pretrained_config)
+
+    @property
     def torch_dtype(self) -> torch.dtype | str:
         """The dtype as torch's own object, or `auto`."""
         return self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -107,8 +113,12 @@ class Base:
         config.name_or_path = self.checkpoint or ""
         return config
 
-    def build(self, task: Task) -> tuple[PreTrainedModel, list[str]]:
+    def build(self, task: Task, whole: Collection[str] = ()) -> tuple[PreTrainedModel, list[str]]:
         """Load or initialise the model for a task, in training mode.
+
+        Args:
+            task: The task.
+            whole: Names of modules, or ends of them, that are not quantized where others are, as they train in full.
 
         Returns:
             The model, and the names of the weights that are new because the checkpoint has none for them.
@@ -118,8 +128,12 @@ class Base:
         """
         if self.checkpoint is None:
             return self._initialise(task).train(), []
-        model, report = self._load(task)
-        new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+        model, new = self._load(task, self._placement(task, whole))
+        if quantized := {name for name in _owners(new) if is_quantized(model.get_submodule(name))}:
+            del model  # what is new trains in full, and which that is has only now been found
+            model, new = self._load(task, self._placement(task, {*whole, *quantized}))
+        if self.quantized is not None:
+            model = prepare(model)
         # from_pretrained leaves the model in evaluation mode and Lightning keeps it there: dropout would be off
         return model.train(), new
 
@@ -143,20 +157,30 @@ class Base:
             return Problem("model.attention", text, "Leave it out to let transformers choose.")
         return Problem("model.config" if self.checkpoint is None else "model.checkpoint", text)
 
-    def _load(self, task: Task) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def _placement(self, task: Task, whole: Collection[str]) -> dict[str, Any]:
+        """Return how quantized weights load: on the device where they are to stay, as some are not moved after."""
+        if self.quantized is None:
+            return {}
+        placement: dict[str, Any] = {"device_map": {"": torch.get_default_device()}}
+        if self.quantization is not None:
+            placement["quantization_config"] = spare(self.quantization, self.skeleton(task), whole)
+        return placement
+
+    def _load(self, task: Task, placement: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
         try:
-            return self._auto_class(task).from_pretrained(
+            model, report = self._auto_class(task).from_pretrained(
                 self.checkpoint,
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
                 dtype=self.torch_dtype,
                 attn_implementation=self._attention,
-                quantization_config=self.quantization,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # a head for other labels is a new head, and is reported as such
                 output_loading_info=True,
+                **placement,
                 **task.model_kwargs(),
             )
+            return model, sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
         except SafetensorError as error:
             raise InputError(
                 Problem(
@@ -257,6 +281,11 @@ class Base:
                 f"{declared} labels are asked for, but the data has {wanted}: {names}.",
                 "Leave num_labels out: the task sets it.",
             )
+
+
+def _owners(names: Iterable[str]) -> set[str]:
+    """Return the modules that hold weights of these names."""
+    return {name.rpartition(".")[0] for name in names}
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

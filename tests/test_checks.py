@@ -3,7 +3,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_hf.checks import disk_problems, monitor_mode, monitor_problems, monitored
+from lit_hf.checks import (
+    clipping_problems,
+    disk_problems,
+    monitor_mode,
+    monitor_problems,
+    monitored,
+    precision_problems,
+)
 from lit_hf.tasks import TextClassification
 
 
@@ -49,3 +56,53 @@ def test_a_disk_that_is_too_small_is_told_with_both_sizes(tmp_path, monkeypatch)
     (problem,) = disk_problems(tmp_path, trainable=100_000_000, total=100_000_000)
     assert "3.0 GB free" in problem.what
     assert "3.6 GB" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "has_adapter", "where"),
+    [
+        ("16-mixed", "bfloat16", False, "trainer.precision"),
+        (16, "bfloat16", True, "trainer.precision"),
+        ("bf16-mixed", "float16", True, "trainer.precision"),
+        ("bf16", "float16", False, "trainer.precision"),
+        ("32-true", "float16", False, "model.dtype"),
+        ("16-mixed", "float16", False, "model.dtype"),
+        ("16-true", "float32", False, "trainer.precision"),
+    ],
+)
+def test_weights_and_arithmetic_that_contradict_each_other_are_refused(precision, weights, has_adapter, where):
+    (problem,) = precision_problems(precision, weights, None, has_adapter)
+    assert problem.where == where
+    assert "Leave model.dtype out" in problem.cure or "leave model.dtype out" in problem.cure
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "has_adapter"),
+    [
+        ("32-true", "float32", False),
+        (32, "bfloat16", False),
+        ("bf16-mixed", "float32", False),
+        ("bf16-mixed", "bfloat16", True),
+        ("bf16-true", "float32", False),
+        ("16-mixed", "float32", False),
+        ("16-mixed", "float16", True),
+        (None, "float32", False),
+    ],
+)
+def test_weights_and_arithmetic_that_go_together_are_not(precision, weights, has_adapter):
+    assert list(precision_problems(precision, weights, None, has_adapter)) == []
+
+
+def test_flash_attention_needs_16_bits():
+    (problem,) = precision_problems("32-true", "float32", "flash_attention_2", False)
+    assert problem.where == "model.attention"
+    assert not list(precision_problems("bf16-mixed", "float32", "flash_attention_2", False))
+    assert not list(precision_problems("32-true", "bfloat16", "flash_attention_2", True))
+
+
+def test_fused_kernels_that_scale_gradients_cannot_be_clipped():
+    (problem,) = clipping_problems(16, 1.0, fused=True)
+    assert problem.where == "model.optimizer.init_args.fused"
+    assert not list(clipping_problems("16-mixed", 0, fused=True))
+    assert not list(clipping_problems("bf16-mixed", 1.0, fused=True))
+    assert not list(clipping_problems("16-mixed", 1.0, fused=False))

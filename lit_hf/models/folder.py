@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from lit_hf.models.offload import Offload
+
 MANIFEST = "lit_hf.json"
 """Tells which task an exported model was trained for, and what it learnt from its data."""
 
@@ -80,7 +82,11 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def load_model(
-    folder: Path, auto_class: str, device: str | torch.device = "cpu", trust_remote_code: bool = False
+    folder: Path,
+    auto_class: str,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    offload: Offload | None = None,
 ) -> PreTrainedModel:
     """Load a model the way anyone would, with transformers and PEFT alone, in eval mode and in its own dtype.
 
@@ -89,19 +95,23 @@ def load_model(
         auto_class: Name of the `transformers` Auto class.
         device: Where to put it.
         trust_remote_code: Run the model's own code, if it brings any.
+        offload: Spread a whole model over devices, memory and disk, instead of putting it on `device`.
 
     Raises:
         InputError: If a file is missing or damaged, or if weights of the model are not in the folder.
     """
-    raise_problems(damaged_weights(folder))
+    raise_problems([*damaged_weights(folder), *(offload.problems(is_adapter(folder)) if offload else ())])
     config = load_config(folder, trust_remote_code)
-    load = _load_adapted if is_adapter(folder) else _load_whole
-    quantized = hasattr(config, "quantization_config")
+    is_placed = offload is not None or hasattr(config, "quantization_config")
     try:
-        model = load(folder, auto_class, config, trust_remote_code, device)
+        if is_adapter(folder):
+            model = _load_adapted(folder, auto_class, config, trust_remote_code, device)
+        else:
+            placement = offload.arguments() if offload else {"device_map": {"": device}} if is_placed else {}
+            model = _load_whole(folder, auto_class, config, trust_remote_code, placement)
     except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise _unreadable(folder, "the model", error) from error
-    if not quantized:
+    if not is_placed:
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
     return model.eval()
 
@@ -125,12 +135,11 @@ _BASE = "base_model_name_or_path"
 
 
 def _load_whole(
-    folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool, device: str | torch.device
+    folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool, arguments: dict[str, Any]
 ) -> PreTrainedModel:
-    arguments = {"device_map": {"": device}} if hasattr(config, "quantization_config") else {}
     model, missing = _from_pretrained(str(folder), None, auto_class, config, trust_remote_code, arguments)
     _refuse_untrained(folder, auto_class, missing)
-    if arguments:
+    if hasattr(config, "quantization_config"):
         from lit_hf.models.quantization import keep_packing
 
         model = keep_packing(model)

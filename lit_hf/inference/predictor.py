@@ -13,6 +13,7 @@ from lit_hf.errors import InputError, LitHFError, Problem
 from lit_hf.inference.manifest import read_task
 from lit_hf.models.folder import fetch, load_model, load_tokenizer
 from lit_hf.models.loading import max_positions
+from lit_hf.models.offload import Offload, input_device
 from lit_hf.task import value_at
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Predictor:
         device: str | None = None,
         batch_size: int = 32,
         trust_remote_code: bool = False,
+        offload: Offload | None = None,
     ) -> Predictor:
         """Load an exported folder; no dataset and no run config is needed.
 
@@ -57,6 +59,7 @@ class Predictor:
             device: `cpu`, `cuda`, `cuda:1`; by default the first GPU if there is one.
             batch_size: Rows that go through the model at once.
             trust_remote_code: Run code from outside lit-hf and transformers that the folder names.
+            offload: Spread the model over devices, memory and disk; `device` is not used then.
 
         Raises:
             InputError: If the folder is incomplete or damaged, has no trained head, or would run code; or if there is
@@ -66,7 +69,7 @@ class Predictor:
         path = fetch(folder)
         task = read_task(path, task, trust_remote_code)
         tokenizer = load_tokenizer(path, trust_remote_code)
-        model = load_model(path, task.auto_class, target, trust_remote_code)
+        model = load_model(path, task.auto_class, target, trust_remote_code, offload)
         _limit_length(tokenizer, model.config)
         task.bind(tokenizer, task.labels)
         return cls(model, task, batch_size)
@@ -110,7 +113,7 @@ class Predictor:
         predictions: dict[int, Row] = {}
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
-            batch = _to_device(collate([inputs[index] for index in indices]), self.model.device)
+            batch = _to_device(collate([inputs[index] for index in indices]), input_device(self.model))
             with torch.inference_mode():
                 predictions |= zip(indices, self.task.predict(self.model, batch), strict=True)
         return [predictions[index] for index in range(len(inputs))]

@@ -22,6 +22,7 @@ from lit_hf.run import RunFolder, replacing
 if TYPE_CHECKING:
     from lit_hf.inference.predictor import Predictor
     from lit_hf.inference.rows import Line
+    from lit_hf.models.offload import Offload
     from lit_hf.task import Task
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ def run(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if bool(options.text) == bool(options.input):
         parser.error("give --text (as often as there are texts) or --input FILE.")
+    if options.device_map is None and (options.max_memory or options.offload_folder):
+        parser.error("--max_memory and --offload_folder go with --device_map.")
+    if options.device_map is not None and options.device:
+        parser.error("give --device or --device_map, not both.")
     if options.output and not options.input:
         parser.error("--output goes with --input.")
     _check_output(options.input, options.output)
@@ -65,6 +70,18 @@ def _parser() -> Parser:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     parser.add_argument(
+        "--device_map",
+        type=_device_map,
+        help="spread a model that is larger than a device: auto, or JSON of modules and devices ('cpu', 'disk', 0, ...)",
+    )
+    parser.add_argument(
+        "--max_memory",
+        type=_object,
+        default={},
+        help="the most that devices take then, as JSON: '{\"0\": \"20GiB\", \"cpu\": \"60GiB\"}'",
+    )
+    parser.add_argument("--offload_folder", type=Path, help="folder for weights that go to the disk then")
+    parser.add_argument(
         "--trust_remote_code", action="store_true", help="run a task's or a model's code from outside lit-hf"
     )
     return parser
@@ -85,6 +102,10 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text} is no JSON object: write '{{\"num_beams\": 4}}'.")
     return value
+
+
+def _device_map(text: str) -> str | dict[str, Any]:
+    return _object(text) if text.startswith("{") else text
 
 
 def _check_output(source: str | None, target: str | None) -> None:
@@ -153,7 +174,17 @@ def _predict_file(folder: Path, options: argparse.Namespace) -> None:
 def _load(folder: Path, task: Task, options: argparse.Namespace) -> Predictor:
     from lit_hf.inference.predictor import Predictor
 
-    return Predictor.from_folder(folder, task, options.device, options.batch_size, options.trust_remote_code)
+    offload = _offload(options)
+    return Predictor.from_folder(folder, task, options.device, options.batch_size, options.trust_remote_code, offload)
+
+
+def _offload(options: argparse.Namespace) -> Offload | None:
+    from lit_hf.models.offload import Offload
+
+    if options.device_map is None:
+        return None
+    limits = {int(key) if key.isdigit() else key: value for key, value in options.max_memory.items()}
+    return Offload(options.device_map, limits or None, options.offload_folder)
 
 
 def _rows(lines: Iterable[Line]) -> Iterator[dict[str, Any]]:

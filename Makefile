@@ -1,16 +1,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist loadfile
+DATA ?= $(or $(LIT_HF_DATA),../shared/data)
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_VENV := benchmarks/.venv
+BENCH_STAMP := $(BENCH_VENV)/.installed
+BENCH := $(BENCH_VENV)/bin/python -m benchmarks --data $(DATA)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test lint bench bench-quick bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 install: $(STAMP) ## Make the environment, with exact versions
 	@echo "lit-hf is installed in $(VENV): $(BIN)/lit-hf --help"
@@ -39,5 +44,24 @@ lint: $(STAMP) ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean: ## Remove the environment and what tools left behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage coverage.xml
+bench: $(BENCH_STAMP) ## Compare lit-hf with its peers on this machine (hours; DATA=folder, BENCH_ARGS='--only chat')
+	$(BENCH) $(BENCH_ARGS)
+
+bench-quick: $(BENCH_STAMP) ## The same on few rows, in five minutes
+	$(BENCH) --quick $(BENCH_ARGS)
+
+bench-gpu: $(BENCH_STAMP) ## The suite for one GPU
+	$(BENCH) --gpu $(BENCH_ARGS)
+
+# lit-hf and its peers side by side, with the one PyTorch that constraints.txt names.
+$(BENCH_STAMP): setup.cfg constraints.txt benchmarks/requirements.txt benchmarks/requirements-bare.txt
+	@echo "installing the peers into $(BENCH_VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install -qq --upgrade pip
+	@$(BENCH_VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable . \
+	  --requirement benchmarks/requirements.txt
+	@$(BENCH_VENV)/bin/python -m pip install -qq --no-deps --requirement benchmarks/requirements-bare.txt
+	@touch $@
+
+clean: ## Remove the environments and what tools left behind
+	rm -rf $(VENV) $(BENCH_VENV) benchmarks/.cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage coverage.xml

@@ -72,13 +72,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--device_map",
         type=_device_map,
-        help="spread a model that is larger than a device: auto, or JSON of modules and devices ('cpu', 'disk', 0, ...)",
+        help="spread a model that is larger than a device: auto, or JSON of modules and devices (0, 'cpu', 'disk')",
     )
     parser.add_argument(
         "--max_memory",
         type=_object,
         default={},
-        help="the most that devices take then, as JSON: '{\"0\": \"20GiB\", \"cpu\": \"60GiB\"}'",
+        help='the most that devices take then, as JSON: \'{"0": "20GiB", "cpu": "60GiB"}\'',
     )
     parser.add_argument("--offload_folder", type=Path, help="folder for weights that go to the disk then")
     parser.add_argument(

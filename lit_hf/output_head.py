@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -126,7 +127,8 @@ class Head(NamedTuple):
 def _is_plain(head: nn.Module) -> bool:
     """Whether a head is nothing but a product with a matrix of its own: no adapter, quantized or sharded one."""
     hooks = len(head._forward_pre_hooks) + len(head._forward_hooks) + len(head._backward_hooks)  # two are the tap's
-    return type(head) is nn.Linear and type(head.weight) is nn.Parameter and hooks == 2 and "forward" not in vars(head)
+    is_whole = type(head.weight) in (nn.Parameter, FakeTensor)  # those of a plan hold no numbers
+    return type(head) is nn.Linear and is_whole and hooks == 2 and "forward" not in vars(head)
 
 
 class _LinearLoss(torch.autograd.Function):

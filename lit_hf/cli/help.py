@@ -23,6 +23,7 @@ EXAMPLES = {
         "lit-hf fit -c task.yaml -c lora.yaml --model.checkpoint bert-base-uncased --data.batch_size 16",
     ),
     "inspect": ("lit-hf inspect -c configs/quickstart.yaml", "lit-hf inspect -c task.yaml -n 5 --split validation"),
+    "plan": ("lit-hf plan -c task.yaml", "lit-hf plan -c task.yaml -c lora.yaml --devices 8 --nodes 4 --gpu h100-80gb"),
     "validate": ("lit-hf validate runs/quickstart", "lit-hf validate runs/quickstart --data.eval_batch_size 16"),
     "test": ("lit-hf test runs/quickstart", "lit-hf test runs/quickstart --trainer.precision bf16-mixed"),
 }
@@ -38,6 +39,16 @@ OWN = {
     "inspect": (
         ("-n <rows>", "how many rows to show (int, default 3)"),
         ("--split <name>", "of which split (train|validation|test, default train)"),
+    ),
+    "plan": (
+        ("--gpu <name>", "plan for that GPU, such as h100-80gb (default: the one here, else the CPU)"),
+        ("--devices <devices>", "devices of a machine (int, default: those of trainer.devices)"),
+        ("--nodes <machines>", "machines (int, default: trainer.num_nodes)"),
+        ("--efficiency <share>", "share of the peak rate that is reached (float, default 0.4, of a CPU 0.5)"),
+        ("--network <Gbit/s>", "of each device to other machines (float, default: that of the GPU's usual machine)"),
+        ("--no-data", "do not read the data; every row is taken to be of the greatest length"),
+        ("--no-changes", "do not try changes that need less memory"),
+        ("--json", "print JSON: bytes, seconds, counts"),
     ),
 }
 """The options that only one verb has."""
@@ -79,7 +90,7 @@ def requested_help(parser: ArgumentParser, argv: Sequence[str]) -> str:
 
 
 def verb_help(parser: ArgumentParser, verb: str) -> str:
-    """Return the help of fit, inspect, validate or test.
+    """Return the help of fit, inspect, plan, validate or test.
 
     Args:
         parser: The verb's parser.
@@ -87,7 +98,7 @@ def verb_help(parser: ArgumentParser, verb: str) -> str:
     """
     page = _Page()
     options = read_options(parser).options
-    given = "-c <file> [-c <file> ...]" if verb in ("fit", "inspect") else "<run folder>"
+    given = "-c <file> [-c <file> ...]" if verb in ("fit", "inspect", "plan") else "<run folder>"
     page.add(f"usage: lit-hf {verb} {given} [--key value ...]")
     page.add("", VERBS[verb], "", "examples:", *(f"  {example}" for example in EXAMPLES[verb]))
     page.add("", "Every option is a key of the config file, too: --data.batch_size 16 is data: {batch_size: 16}.", "")

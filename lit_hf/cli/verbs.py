@@ -3,6 +3,7 @@
 VERBS = {
     "fit": "Train and evaluate a model, and export the best one.",
     "inspect": "Show the first rows as the model will see them, without loading it.",
+    "plan": "Say what a run will need of memory and time, without weights.",
     "validate": "Evaluate a run's best checkpoint on the validation split.",
     "test": "Evaluate a run's best checkpoint on the test split.",
     "predict": "Predict rows with a run or an exported model.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig
 from lit_hf.models.layers import layer_stacks
 from lit_hf.models.quantized_shapes import quantize_shapes
 from lit_hf.models.rehearsal import Forward, Peaks, rehearse
+from lit_hf.models.switches import Switches
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -33,14 +34,14 @@ class Setting:
 
     Attributes:
         precision: Lightning's name of it.
-        checkpointing: Whether layers keep their inputs only, and are computed again in backward.
+        switches: What forward and backward keep.
         quantization: How the frozen weights are quantized; None for not at all.
         in_full: Names of modules that are not quantized.
         on_gpu: Whether it trains on a GPU.
     """
 
     precision: str = "32-true"
-    checkpointing: bool = False
+    switches: Switches = field(default_factory=Switches)
     quantization: BitsAndBytesConfig | None = None
     in_full: tuple[str, ...] = ()
     on_gpu: bool = False
@@ -66,8 +67,7 @@ def step_memory(skeleton: nn.Module, forward: Forward, optimizer: MakeOptimizer,
             quantize_shapes(model, setting.quantization, setting.in_full)
         if dtype is not None:
             model = model.to(dtype)
-        if setting.checkpointing:
-            _checkpoint(model)
+        setting.switches.turn_on(model)
         return rehearse(model, forward, optimizer, autocast, setting.on_gpu)
 
     depth = depths(skeleton)
@@ -76,11 +76,6 @@ def step_memory(skeleton: nn.Module, forward: Forward, optimizer: MakeOptimizer,
     few, more = run(depth.few), run(depth.few + depth.period)
     periods = (depth.layers - depth.few) / depth.period
     return Peaks(*(low + (high - low) * periods for low, high in zip(few, more, strict=True)))
-
-
-def _checkpoint(model: Any) -> None:
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    core.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 class Depth(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,6 +98,12 @@ def find_gpu(name: str) -> tuple[str, Gpu]:
     raise InputError(Problem("--gpu", f"{name!r} is not in the table.", nearest(wanted, GPUS)))
 
 
+def gpu_name(full: str) -> str | None:
+    """Return the name in the table of a GPU that torch calls so; None if it is not there."""
+    # as whole words: an A10 is no A100
+    return next((name for name, gpu in GPUS.items() if re.search(rf"\b{re.escape(gpu.name)}\b", full, re.I)), None)
+
+
 def peak_flops(device: torch.device | str, dtype: torch.dtype) -> tuple[float, str]:
     """Return the most floating point operations a second of a device of this machine, and how that is known.
 
@@ -106,10 +113,9 @@ def peak_flops(device: torch.device | str, dtype: torch.dtype) -> tuple[float, s
     """
     device = torch.device(device)
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for gpu in GPUS.values():
-            if gpu.name.lower() in name.lower() and gpu.flops.get(_name(dtype)):
-                return gpu.flops[_name(dtype)] * TERA, gpu.source
+        name = gpu_name(torch.cuda.get_device_name(device))
+        if name is not None and (rate := GPUS[name].flops.get(_name(dtype))):
+            return rate * TERA, GPUS[name].source
     return _measured(str(device), dtype, torch.get_num_threads()), "measured by multiplying matrices"
 
 

@@ -3,12 +3,27 @@ import torch
 from lightning.fabric.utilities.throughput import _CUDA_FLOPS
 
 from lit_hf.errors import InputError
-from lit_hf.models.rates import GPUS, TERA, find_gpu, peak_flops
+from lit_hf.models.rates import GPUS, TERA, find_gpu, gpu_name, peak_flops
 
 
 def test_a_gpu_is_found_by_name_or_by_the_part_that_only_one_has():
     assert find_gpu("h100-80gb")[1] is GPUS["h100-80gb"]
     assert find_gpu("RTX4090")[0] == "rtx4090-24gb"
+
+
+@pytest.mark.parametrize(
+    ("full", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A10", "a10-24gb"),
+        ("NVIDIA L40S", "l40s-48gb"),
+        ("NVIDIA L4", "l4-24gb"),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_a_gpu_is_known_by_what_torch_calls_it(full, name):
+    assert gpu_name(full) == name
 
 
 def test_an_unknown_gpu_is_told_with_the_nearest_first():

@@ -25,7 +25,7 @@ def precision_note(precision: str) -> str:
     """Return what to say of a precision that was not asked for."""
     if precision == "bf16-mixed":
         return "bf16-mixed, as the GPU has bfloat16; in float32: --trainer.precision 32-true"
-    units = getattr(torch.cpu, "get_capabilities", dict)()
+    units: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     if not torch.cuda.is_available() and (units.get("amx_bf16") or units.get("avx512_bf16")):
         return "32-true; this CPU has bfloat16, which is faster: --trainer.precision bf16-mixed"
     return "32-true"

@@ -68,6 +68,14 @@ def test_a_file_becomes_a_file_with_the_same_rows(folder, rows, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "out.jsonl", "rows.jsonl"]
 
 
+def test_a_model_may_be_spread_over_memory_and_disk(folder, rows, tmp_path, capsys):
+    assert predict(folder, "--input", rows) == 0
+    expected = read(capsys.readouterr().out)
+    spread = ["--device_map", '{"": "disk"}', "--offload_folder", tmp_path / "weights", "--max_memory", '{"0": "1GB"}']
+    assert predict(folder, "--input", rows, *spread) == 0
+    assert read(capsys.readouterr().out) == expected
+
+
 def test_csv_goes_in_and_standard_output_out(folder, tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("text,id\ngood,007\nbad,NA\n")
     assert predict(folder, "--input", tmp_path / "rows.csv") == 0
@@ -103,6 +111,9 @@ def test_several_columns_are_given_as_json(tiny_text_model, tmp_path, capsys):
         (["--text", "a", "--devise", "cpu"], "--devise"),
         (["--text", ""], "the text is missing or empty"),
         (["--text", "a", "--device", "abacus"], "'abacus' cannot be used"),
+        (["--text", "a", "--device_map", "everywhere"], "'everywhere' is no way to spread a model"),
+        (["--text", "a", "--device_map", "auto", "--device", "cpu"], "not both"),
+        (["--text", "a", "--max_memory", '{"cpu": "1GB"}'], "go with --device_map"),
     ],
 )
 def test_bad_options_end_with_2(folder, capsys, options, message):

@@ -64,7 +64,9 @@ def run(arguments: Sequence[str]) -> None:
             return
     checkpoint = cli.run.last if record and cli.run.last.is_file() else None
     # a damaged one is told now, not after the model is built
-    reached = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    state = read_checkpoint(checkpoint) if checkpoint else {"global_step": 0}
+    reached = state["global_step"]
+    cli.model.adaptation.load_state_dict(state.pop("adapter", None))
     cli.prepare("fit")
     if checkpoint:
         raise_problems(_other_data(record.get("fingerprints", {}), cli.fingerprints))
@@ -154,14 +156,14 @@ def _finish(cli: TrainerCLI) -> None:
         )
         return
     best = read_checkpoint(cli.run.best)
-    load_weights(cli.model, best)
-    record = cli.resolved["task"]
     if cli.model.base.quantized is None:
         cli.model.cpu()
     elif cli.trainer.strategy.root_device.type != "cpu":
         # at its end the trainer moved the model to the CPU, and packed weights do not survive that with all methods
         cli.model.model = None
         build_model(cli.model)
+    load_weights(cli.model, best)
+    record = cli.resolved["task"]
     export(cli.model.model.eval(), cli.task, record, cli.run.export, merge=cli.config.merge)
     _summarize(cli, best)
 

@@ -74,8 +74,9 @@ def build_model(module: LitModule) -> None:
 
 
 def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
-    """Bind a run's task to what the run learnt from its data: labels and tokenizer."""
+    """Bind a run's task to what the run learnt from its data, labels and tokenizer; take back its adapter's ranks."""
     cli.task.load_state_dict(checkpoint["task"])
+    cli.model.adaptation.load_state_dict(checkpoint.get("adapter"))
     cli.datamodule.tokenizer = AutoTokenizer.from_pretrained(
         cli.run.tokenizer, trust_remote_code=cli.config.model.trust_remote_code
     )

@@ -30,6 +30,7 @@ from lit_hf.checks import (
     precision_problems,
     quantization_problems,
 )
+from lit_hf.cli.adapter_settings import complete
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
@@ -133,6 +134,7 @@ class TrainerCLI(LightningCLI):
             parser.link_arguments(f"model.{key}", f"data.{key}")
         parser.link_arguments("data.packing", "model.packing")
         parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("data.tokenizer.add_tokens", "model.add_tokens")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse strictly: every problem of the config at once."""
@@ -148,6 +150,7 @@ class TrainerCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the task, the data and the model; nothing is loaded yet."""
+        complete(self.config.model.adapter)
         self.config_init = instantiate(self.parser, self.config)
         self.task: Task = self.config_init.task
         self.datamodule: LitDataModule = self.config_init.data
@@ -167,13 +170,13 @@ class TrainerCLI(LightningCLI):
                 lambda: self.datamodule.load(stage),
                 lambda: self.model.check() if self.task.is_bound else (),
                 lambda: self._monitor_problems(stage) if self.task.is_bound else (),
+                self._quantization_problems,
                 self._precision_problems,
                 lambda: callback_problems(_listed(self.config_init.trainer.callbacks)),
             )
         )
         if stage == "fit":
             raise_problems(self._size_problems())
-                self._quantization_problems,
         self.datamodule.prepare(stage)
         self._set_seed()  # so that the weights are the same whether the data came from the cache or not
 
@@ -181,18 +184,18 @@ class TrainerCLI(LightningCLI):
         self.datamodule.longest_input = self.model.longest_input
         return ()
 
-    def _precision_problems(self) -> Iterator[Problem]:
-        trainer, optimizer = self.config_init.trainer, self.resolved["model"]["optimizer"]
-        precision = default_precision(trainer.accelerator) if trainer.precision is None else trainer.precision
-        base, has_adapter = self.model.base, self.model.adapter is not None
-        yield from precision_problems(precision, base.weights_dtype, base.attention, has_adapter)
-        fused = bool(((optimizer or {}).get("init_args") or {}).get("fused"))
     def _quantization_problems(self) -> Iterator[Problem]:
         if self.model.base.quantized is not None:
             trainer = self.config_init.trainer
             yield from quantization_problems(trainer.strategy, trainer.precision)
             yield from environment_problems(self.model.base, device_type(trainer.accelerator))
 
+    def _precision_problems(self) -> Iterator[Problem]:
+        trainer, optimizer = self.config_init.trainer, self.resolved["model"]["optimizer"]
+        precision = default_precision(trainer.accelerator) if trainer.precision is None else trainer.precision
+        base, has_adapter = self.model.base, self.model.adapter is not None
+        yield from precision_problems(precision, base.weights_dtype, base.attention, has_adapter)
+        fused = bool(((optimizer or {}).get("init_args") or {}).get("fused"))
         yield from clipping_problems(precision, trainer.gradient_clip_val, fused)
         if self.model.switches.liger and trainer.accelerator == "cpu":
             what = "liger-kernel needs a CUDA GPU, and trainer.accelerator is cpu."
@@ -205,8 +208,10 @@ class TrainerCLI(LightningCLI):
     def _size_problems(self) -> Iterator[Problem]:
         self.run.create()
         skeleton = self.model.skeleton()
-        yield from disk_problems(self.run.path, *count_parameters(skeleton))
+        trainable, total = count_parameters(skeleton)
+        yield from disk_problems(self.run.path, trainable, total if self.model.stores_base else trainable)
         yield from export_problems(skeleton, self.config.merge)
+        yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)
 
     def make_trainer(self, stage: str) -> Trainer:
         """Return the trainer of a stage, with the callbacks and trackers that the run needs."""
@@ -270,14 +275,6 @@ class TrainerCLI(LightningCLI):
         self.task.tokenizer.save_pretrained(self.run.tokenizer)
 
 
-def _listed(value: Any) -> list[Any]:
-    """Return a setting that may be one thing, several or none, as a list."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def with_run_config(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with a leading run folder, or `--run FOLDER`, replaced by that run's config.
-
 def device_type(accelerator: Any) -> str:
     """Return the type of device that an accelerator of Lightning's, by name or as an object, trains on."""
     name = accelerator if isinstance(accelerator, str) else type(accelerator).__name__.removesuffix("Accelerator")
@@ -286,6 +283,14 @@ def device_type(accelerator: Any) -> str:
         return found.type if found is not None else "cpu" if name.lower() == "auto" else "cuda"
     return name.lower()
 
+
+def _listed(value: Any) -> list[Any]:
+    """Return a setting that may be one thing, several or none, as a list."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def with_run_config(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a leading run folder, or `--run FOLDER`, replaced by that run's config.
 
     Raises:
         InputError: If there is no run in the folder.

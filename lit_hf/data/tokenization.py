@@ -56,12 +56,14 @@ class TokenizerSettings:
         revision: Branch, tag or commit on the Hub.
         train: Train one on the text of the training rows instead.
         chat_template: Jinja template of a conversation, or a file with one (`.jinja`); in place of the tokenizer's own.
+        add_tokens: Tokens to add, whole words that are never split; the model's embeddings grow by them.
     """
 
     checkpoint: str | None = None
     revision: str | None = None
     train: TokenizerTraining | None = None
     chat_template: str | None = None
+    add_tokens: list[str] | None = None
 
 
 def load_tokenizer(
@@ -115,6 +117,8 @@ def load_tokenizer(
     if settings.chat_template is not None:
         tokenizer.chat_template = _chat_template(settings.chat_template)
     _ensure_padding(tokenizer)
+    if settings.add_tokens:
+        tokenizer.add_tokens(settings.add_tokens)
     return tokenizer
 
 

@@ -19,6 +19,7 @@ from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
 from lit_hf.export.merging import Loss, loss_of_precision
 from lit_hf.export.merging import merge as merge_adapter
 from lit_hf.export.verify import answers, tolerance_for, verify
+from lit_hf.models.adapters import settle_ranks
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def check(model: PreTrainedModel | PeftModel, merge: bool) -> list[Problem]:
     if not isinstance(model, PeftModel):
         return []
     adapter = model.active_peft_config
-    if merge and adapter.is_prompt_learning:
+    if merge and (adapter.is_prompt_learning or not _can_merge(model)):
         what = f"a {adapter.peft_type.value} adapter cannot be merged into its base model."
         return [Problem("merge", what, "Export the adapter alone: merge: false.")]
     if not merge and not (adapter.base_model_name_or_path or _plain(model).name_or_path):
@@ -95,8 +96,15 @@ def check(model: PreTrainedModel | PeftModel, merge: bool) -> list[Problem]:
     return []
 
 
-def _plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return cast("PreTrainedModel", model.get_base_model()) if isinstance(model, PeftModel) else model
+def _can_merge(model: PeftModel) -> bool:
+    """Say whether PEFT merges such an adapter, from trying it on the meta device; with weights, that is found later."""
+    if model.device.type != "meta":
+        return True
+    try:
+        copy.deepcopy(model).merge_and_unload()
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        return "meta" in str(error).lower()  # what computes on weights cannot be tried without any
+    return True
 
 
 def _plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -136,17 +144,23 @@ def _replaceable(folder: Path) -> bool:
 
 def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: Path, lost: Loss | None) -> None:
     if isinstance(model, PeftModel):
+        settle_ranks(model)
+        model.save_pretrained(str(folder), save_embedding_layers=False)  # trained ones are part of the adapter
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         plain = _plain(model)
         config = copy.deepcopy(plain.config)
         config.architectures = [type(plain).__name__]
         config.save_pretrained(folder / MODEL_CONFIG)
+    else:
+        model.save_pretrained(str(folder))
     task.tokenizer.save_pretrained(folder)
     manifest = {
         "lit_hf_version": __version__,
         "task": {"class_path": record["class_path"], "init_args": record.get("init_args") or {}},
         "state": task.state_dict(),
     }
+    if lost:
+        manifest["merged"] = lost._asdict()
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     for weights in folder.glob("*.safetensors"):
@@ -159,8 +173,6 @@ def _flush(folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
-    if lost:
-        manifest["merged"] = lost._asdict()
         finally:
             os.close(handle)
 

@@ -112,7 +112,8 @@ class Adaptation:
         if task.needs_reference:
             yield from reference_problems(self.config)
         yield from token_problems(self.config, self.tokens)
-        yield from adapter_problems(self.config, base)
+        if self.is_new:  # PEFT adds to the config of a run's adapter heads of all names
+            yield from adapter_problems(self.config, base)
 
     def weight_problems(self, adapted: PreTrainedModel | PeftModel) -> Iterator[Problem]:
         """Find weights of the adapter to start from that the adapted model has not, or has in another shape."""
@@ -202,7 +203,8 @@ class Adaptation:
         config: Any = self.config
         loss: Loss = lambda model, batch: task.forward(model, batch).loss  # noqa: E731
         with torch.device("meta"):
-            targets = self.skeleton(task, type(model)(model.config)).peft_config["default"].target_modules
+            skeleton: Any = self.skeleton(task, type(model)(model.config))
+        targets = skeleton.peft_config["default"].target_modules
         try:
             prepare(model, config, targets, batches, loss)
             adapted = add_adapter(model, config, task.peft_task_type, new_weights)

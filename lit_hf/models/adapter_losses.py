@@ -15,7 +15,7 @@ def regularization(model: Any) -> Tensor | None:
     AdaLoRA keeps its factors orthogonal (Zhang et al. 2023, equation 4); KaSA and MonteCLoRA have terms of their own,
     which PEFT leaves to the training loop.
     """
-    tuner = model.base_model if isinstance(model, PeftModel) else None
+    tuner: Any = model.base_model if isinstance(model, PeftModel) else None
     if isinstance(tuner, AdaLoraModel):
         return _orthogonality(tuner)
     config = tuner.peft_config[tuner.active_adapters[0]] if isinstance(tuner, LoraModel) else None
@@ -34,7 +34,8 @@ def _orthogonality(tuner: AdaLoraModel) -> Tensor:
         if name in key and ("lora_A" in key or "lora_B" in key):
             gram = factor @ factor.T if "lora_A" in key else factor.T @ factor
             distances.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram)).to(gram)))
-    return tuner.peft_config[name].orth_reg_weight * torch.stack(distances).mean()
+    config: Any = tuner.peft_config[name]
+    return config.orth_reg_weight * torch.stack(distances).mean()
 
 
 def leave_loss_alone(model: PeftModel) -> None:
@@ -43,5 +44,6 @@ def leave_loss_alone(model: PeftModel) -> None:
     AdaLoRA adds its regularization in `forward`: it would be missing where a task computes the loss itself, be there
     twice where a task calls the model twice, and make validation losses incomparable. The training step adds it.
     """
-    if isinstance(model.base_model, AdaLoraModel):
-        model.base_model.forward = model.base_model.model.forward
+    tuner: Any = model.base_model
+    if tuner.__class__ is AdaLoraModel:
+        tuner.forward = tuner.model.forward

@@ -61,10 +61,15 @@ def prepare(model: PreTrainedModel, adapter: LoraConfig, targets: Any, batches: 
     config = copy.copy(adapter)
     config.target_modules = targets
     if data_driven(adapter) == "corda":
-        preprocess_corda(model, config, run_model=lambda: [loss(model, batch) for batch in batches])
+        preprocess_corda(model, config, run_model=lambda: _run(model, batches, loss))
     elif data_driven(adapter) == "lora_ga":
-        preprocess_loraga(model, config, train_step=lambda: [loss(model, batch).backward() for batch in batches])
+        preprocess_loraga(model, config, train_step=lambda: _run(model, batches, lambda *one: loss(*one).backward()))
     model.train()
+
+
+def _run(model: PreTrainedModel, batches: Sequence[Batch], step: Callable[[Any, Batch], Any]) -> None:
+    for batch in batches:
+        step(model, batch)
 
 
 def finish(model: PeftModel, batches: Sequence[Batch], loss: Loss) -> None:
@@ -84,7 +89,7 @@ def finish(model: PeftModel, batches: Sequence[Batch], loss: Loss) -> None:
     model.train()
 
 
-def _counted_positions(batch: Batch, adapter: LoraConfig) -> Tensor | None:
+def _counted_positions(batch: Batch, adapter: Any) -> Tensor | None:
     """Return where a batch's tokens count, of the shape of its ids: not in padding, nor where nothing is learnt."""
     mask, labels = batch.get("attention_mask"), batch.get("labels")
     if mask is None:

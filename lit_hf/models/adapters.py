@@ -134,6 +134,23 @@ def reference_problems(adapter: PeftConfig) -> Iterator[Problem]:
         yield Problem(f"{WHERE}.bias", f"{cause} {bias!r} trains its biases.", "Leave it out.")
 
 
+def settle_ranks(model: PeftModel) -> None:
+    """Have an adapter that moves ranks (AdaLoRA) be written with those that it has; PEFT keeps them in its config.
+
+    At least one is kept of each layer: PEFT takes tensors without any for damaged ones.
+    """
+    config: Any = model.active_peft_config
+    if not hasattr(config, "total_step"):
+        return
+    pattern = {}
+    tuner: Any = model.base_model
+    for name, values in tuner.model.named_parameters():
+        if ".lora_E." in name:
+            kept = (values != 0).flatten().tolist()
+            pattern[name] = kept if any(kept) else [True, *kept[1:]]
+    config.rank_pattern = pattern
+
+
 def changes_base(adapter: PeftConfig | None) -> str | None:
     """Return the way to start the adapter, where it changes the base model's own weights."""
     start = getattr(adapter, "init_lora_weights", True)

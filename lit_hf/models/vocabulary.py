@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_hf.errors import Problem
 
@@ -17,9 +17,20 @@ def grow(model: PreTrainedModel, size: int) -> None:
 
     New rows start near the mean of the old ones (Hewitt 2021), so that new tokens take no probability from the others.
     """
-    embeddings = model.get_input_embeddings()
-    if size > embeddings.weight.shape[0]:
-        model.resize_token_embeddings(size, mean_resizing=embeddings.weight.device.type != "meta")
+    weight = cast(Tensor, model.get_input_embeddings().weight)
+    if size > weight.shape[0]:
+        model.resize_token_embeddings(size, mean_resizing=weight.device.type != "meta")
+
+
+def ungrow(config: PreTrainedConfig, base: str, revision: str | None, trust_remote_code: bool) -> int:
+    """Set an adapted model's config to the vocabulary that its base model has on disk, and return its own size."""
+    text = config.get_text_config()
+    size, own = (
+        text.vocab_size,
+        AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=trust_remote_code),
+    )
+    text.vocab_size = own.get_text_config().vocab_size
+    return size
 
 
 def train_tokens(
@@ -34,7 +45,7 @@ def train_tokens(
         tokenizer: Knows their ids.
     """
     layers = _embedding_layers(model)
-    ids = sorted(tokenizer.convert_tokens_to_ids(list(tokens)))
+    ids = sorted(cast(list[int], tokenizer.convert_tokens_to_ids(list(tokens))))
     if hasattr(adapter, "trainable_token_indices"):
         if adapter.trainable_token_indices is None:
             adapter.trainable_token_indices = dict.fromkeys(layers, ids)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig, PeftModel
@@ -22,12 +22,17 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from lit_hf.errors import InputError, Problem, collect
 from lit_hf.evaluation.metrics import MeanLoss
 from lit_hf.models.accounting import count_parameters
-from lit_hf.models.adapters import adapter_problems, add_adapter, reference_problems
+from lit_hf.models.adaptation import Adaptation
+from lit_hf.models.adapter_losses import regularization
+from lit_hf.models.adapter_starts import start_batches
 from lit_hf.models.freezing import freeze, freeze_problems
 from lit_hf.models.loading import Base
 from lit_hf.models.packed_attention import prompt_problems
+from lit_hf.models.quantization import quantization_problems
+from lit_hf.models.stored import base_weights, misfit, stored_names
 from lit_hf.models.switches import Switches
 from lit_hf.task import Batch, Sizes, Task
+from lit_hf.training.callbacks.budget import RankBudget, moves_ranks
 from lit_hf.training.optimizers import Rates, Schedule, base_rate, build_optimizer, parameter_groups
 from lit_hf.training.precision import low_precision_note
 
@@ -43,6 +48,8 @@ class LitModule(LightningModule):
         revision: Branch, tag or commit of the checkpoint on the Hub.
         config: Train from scratch: a transformers config with its `model_type`; not used beside a checkpoint.
         adapter: A PEFT config, by `class_path` (`peft.LoraConfig`); without one all weights train.
+        adapter_checkpoint: Folder or Hub id of an adapter that trains on, in place of a new one.
+        merge_adapters: Folders or Hub ids of adapters that are merged into the base model before anything trains.
         quantization: A transformers quantization config, by `class_path`.
         dtype: Type of the weights: float32 master weights by default; `auto` takes the checkpoint's own.
         attention: Attention implementation (`eager`, `sdpa`, `flex_attention`, `flash_attention_2`).
@@ -55,6 +62,7 @@ class LitModule(LightningModule):
         optimizer: Any optimizer, by `class_path`; biases and norms never decay.
         rates: Learning rates of parts of the model: of the matrices B of LoRA, and by layer.
         schedule: How the learning rate goes.
+        add_tokens: Tokens that the model must learn; follows `data.tokenizer.add_tokens`.
 
     Attributes:
         model: The `transformers` or PEFT model; None until `configure_model`.
@@ -68,6 +76,8 @@ class LitModule(LightningModule):
         revision: str | None = None,
         config: dict[str, Any] | None = None,
         adapter: PeftConfig | None = None,
+        adapter_checkpoint: str | None = None,
+        merge_adapters: list[str] | None = None,
         quantization: QuantizationConfigMixin | None = None,
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
         attention: str | None = None,
@@ -80,11 +90,12 @@ class LitModule(LightningModule):
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=5e-5),
         rates: Rates = Rates(),  # noqa: B008 - a settings block, read only
         schedule: Schedule = Schedule(),  # noqa: B008 - a settings block, read only
+        add_tokens: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.task = task
         self.base = Base(checkpoint, revision, config or {}, dtype, attention, trust_remote_code, quantization, packing)
-        self.adapter = adapter
+        self.adaptation = Adaptation(adapter, adapter_checkpoint, merge_adapters or (), add_tokens or (), revision)
         self.frozen = freeze or []
         self.switches = Switches(gradient_checkpointing, compile, liger)
         self.optimizer = optimizer
@@ -94,17 +105,12 @@ class LitModule(LightningModule):
         self.losses = ModuleDict()  # by split: the mean over targets
         self.metrics = ModuleDict()  # by split: the task's
         self.results: dict[str, Any] = {}
+        self.stored: frozenset[str] | None = None  # names of the model's tensors that go into checkpoints; None: all
 
     def check(self) -> list[Problem]:
         """Find what is wrong with the settings, before weights are loaded; the task must be bound."""
-        if self.base.quantization is not None:
-            what = "training on quantized weights is not there yet."
-            return [
-                Problem("model.quantization", what, "Leave it out; train an adapter (model.adapter) to save memory.")
-            ]
         problems = [*self.schedule.problems(), *self.base.problems(self.task), *self._length_problems()]
-        if self.adapter is not None and self.task.needs_reference:
-            problems += reference_problems(self.adapter)
+        problems += quantization_problems(self.base, self.adapter)
         if self.base.packing:
             problems += prompt_problems(self.adapter)
         if not problems:
@@ -114,12 +120,18 @@ class LitModule(LightningModule):
     def _model_problems(self) -> Iterator[Problem]:
         base = self.base.skeleton(self.task)
         yield from self.switches.problems(base)
-        if self.adapter is not None and (unmatched := list(adapter_problems(self.adapter, base))):
-            yield from unmatched
+        if wrong := list(self.adaptation.problems(self.task, base)):
+            yield from wrong
             return
-        model = self._adapted(base)
+        model = self.adaptation.skeleton(self.task, base)
+        yield from self.adaptation.weight_problems(model)
         yield from freeze_problems(model, self.frozen)
         yield from self.rates.problems(model)
+
+    @property
+    def adapter(self) -> PeftConfig | None:
+        """The config of the adapter that trains; None where the model itself does."""
+        return self.adaptation.config
 
     @property
     def longest_input(self) -> int | None:
@@ -136,17 +148,16 @@ class LitModule(LightningModule):
                 f"Set data.max_length to {limit} or less, or leave it out.",
             )
 
+    @property
+    def stores_base(self) -> bool:
+        """Whether checkpoints hold the base model's weights: not where an adapter trains, and they load from theirs."""
+        return self.base.checkpoint is None or self.adaptation.changes_base
+
     def skeleton(self) -> PreTrainedModel | PeftModel:
         """Return the model on the meta device, its adapter included: modules and shapes without weights."""
-        model = self._adapted(self.base.skeleton(self.task))
+        model = self.adaptation.skeleton(self.task, self.base.skeleton(self.task))
         freeze(model, self.frozen)
         return model
-
-    def _adapted(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
-        if self.adapter is None:
-            return base
-        with torch.device("meta"):
-            return add_adapter(base, copy.deepcopy(self.adapter), self.task.peft_task_type, ())
 
     def configure_model(self) -> None:
         """Build the model, once; Lightning calls this after the data is set up and before each stage."""
@@ -154,17 +165,29 @@ class LitModule(LightningModule):
             return
         if self.base.checkpoint is not None and self.base.config:
             log.info("model: the checkpoint; model.config is not used beside one")
-        model, new_weights = self.base.build(self.task)
+        model, new_weights = self.base.build(self.task, getattr(self.adapter, "modules_to_save", None) or ())
         if new_weights:
             log.info("new weights, not in the checkpoint: %s", ", ".join(new_weights))
-        self.model = model
-        if self.adapter is not None:
-            self.adapter.revision = self.base.revision
-            self.model = add_adapter(model, self.adapter, self.task.peft_task_type, new_weights)
+        from_checkpoint = base_weights(model, new_weights)
+        self.model = self.adaptation.apply(model, self.task, new_weights, self._sample)
+        self.stored = None if self.stores_base else stored_names(self.model, from_checkpoint)
         freeze(self.model, self.frozen)
         self.switches.turn_on(self.model)
-        model.config.pad_token_id = self.task.tokenizer.pad_token_id
+        self.model.config.pad_token_id = self.task.tokenizer.pad_token_id
         log.info("model: %s", count_parameters(self.model))
+
+    def _sample(self, model: PreTrainedModel) -> list[Batch]:
+        """Return batches of the training data for an adapter that starts from them."""
+        data, collate = cast(Any, self.trainer).datamodule, self.task.collator(training=True)
+        cast(torch.nn.Module, model).to(self.trainer.strategy.root_device)
+        batches = start_batches(
+            cast(PeftConfig, self.adapter), data.encoded["train"], data.batch_size, collate, data.seed
+        )
+        return [move_data_to_device(_inputs(batch), model.device) for batch in batches]
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what moves an adapter's ranks between layers, where it does."""
+        return [RankBudget()] if moves_ranks(self.adapter) else []
 
     def setup(self, stage: str) -> None:
         """Make the metrics of the stage's splits."""
@@ -189,8 +212,12 @@ class LitModule(LightningModule):
                 Problem("task", "the model returned no loss: its batches have no labels.", "Check the task's columns.")
             )
         values = {"loss": loss.detach(), **(getattr(outputs, "logs", None) or {})}
+        added = regularization(self.model)
+        if added is not None:
+            values["regularization"] = added.detach()
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch["sizes"].rows)
-        return {"loss": loss * self._share(batch["sizes"]), "mean_loss": loss.detach()}
+        share = loss * self._share(batch["sizes"])
+        return {"loss": share if added is None else share + added, "mean_loss": loss.detach()}
 
     def _share(self, sizes: Sizes) -> Tensor | float:
         """Return the factor by which a step's loss is the mean over all its targets.
@@ -252,13 +279,32 @@ class LitModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the latest results, and what the task learnt from the data: later verbs need no training data."""
+        """Keep the latest results, and what the task learnt from the data: later verbs need no training data.
+
+        Of a model with an adapter only what is not in the base model's own checkpoint is kept.
+        """
+        if self.stored is not None:
+            kept = {f"model.{name}" for name in self.stored}
+            checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
         checkpoint["task"] = self.task.state_dict()
+        checkpoint["adapter"] = self.adaptation.state_dict()
         checkpoint["results"] = self.results
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what the task learnt from the data."""
         self.task.load_state_dict(checkpoint["task"])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take a checkpoint's tensors: all that checkpoints hold must be there, and nothing that the model has not.
+
+        Raises:
+            RuntimeError: If they do not fit.
+        """
+        if self.stored is None:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if strict and (what := misfit(state_dict, self.state_dict(), {f"model.{name}" for name in self.stored})):
+            raise RuntimeError(what)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
 def _inputs(batch: Batch) -> Batch:

@@ -100,7 +100,7 @@ def test_problems_of_all_parts_are_found_before_weights_load(task, tiny_text_mod
     assert [problem.where for problem in module.check()] == ["model.schedule.warmup", "data.max_length"]
     module.schedule.warmup = 0.1
     task.tokenizer.model_max_length = 64
-    module.adapter = LoraConfig(target_modules=["absent"])
+    module = LitModule(task, str(tiny_text_model), adapter=LoraConfig(target_modules=["absent"]))
     assert [problem.where for problem in module.check()] == ["model.adapter.init_args.target_modules"]
     assert module.model is None
 

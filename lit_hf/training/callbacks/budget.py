@@ -31,7 +31,7 @@ class RankBudget(Callback):
         Raises:
             InputError: If the schedule has no room between its beginning and its end.
         """
-        tuner: Any = pl_module.model.base_model
+        tuner = _tuner(pl_module)
         config = tuner.peft_config["default"]
         self.step = trainer.global_step
         if not hasattr(config, "total_step"):
@@ -50,7 +50,7 @@ class RankBudget(Callback):
         """Let the adapter share out its ranks, if the batch ended an optimizer step; its gradients are still there."""
         if trainer.global_step > self.step:
             self.step = trainer.global_step
-            tuner: Any = pl_module.model.base_model
+            tuner = _tuner(pl_module)
             tuner.update_and_allocate(self.step)
             if allocator := getattr(tuner, "rankallocator", None):
                 self.importance = {name: getattr(allocator, name) for name in STATE}
@@ -62,3 +62,8 @@ class RankBudget(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back; the model has them once the fit starts."""
         self.importance = state_dict["importance"]
+
+
+def _tuner(module: Any) -> Any:
+    """Return PEFT's model of the adapter, inside of the one that is trained."""
+    return module.model.base_model

@@ -1,0 +1,20 @@
+"""Settings of PEFT's configs that are not as PEFT wants them once jsonargparse has read them."""
+
+from __future__ import annotations
+
+from jsonargparse import Namespace
+
+UNKNOWN_STEPS = 2**31
+
+
+def complete(adapter: Namespace | None) -> None:
+    """Complete the parsed `model.adapter`, before the config object is made of it.
+
+    AdaLoRA's `total_step` may be left out: it follows the trainer. An empty `loftq_config` stays empty: jsonargparse
+    makes the default one of it, by which PEFT overlooks the settings of every other start.
+    """
+    settings = getattr(adapter, "init_args", None) or Namespace()
+    if settings.get("total_step", UNKNOWN_STEPS) is None:
+        settings.total_step = UNKNOWN_STEPS
+    if settings.get("init_lora_weights") != "loftq" and settings.get("loftq_config") is not None:
+        del settings["loftq_config"]

@@ -15,11 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64 * 2**20
-"""Float32 logits of a chunk."""
+CHUNK = 256
+"""Targets whose logits are made at a time on a CPU: of 128k words 128 MiB. With fewer of them the time goes into adding
+up the weight's gradient, with more into memory."""
 
-LEAST_ROWS = 16
-"""Logits of that many targets make a chunk at least."""
+CHUNK_ON_GPU = 1024
+"""The same on a GPU, which does more arithmetic in the time that it takes to read a weight."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,6 @@ class Head(NamedTuple):
     module: nn.Module
     after: After
 
-    def chunk(self, hidden: Tensor) -> int:
-        """Return how many rows of logits are made at a time."""
-        weight = getattr(self.module, "weight", None)
-        vocabulary = getattr(self.module, "out_features", None) or len(weight if weight is not None else hidden)
-        return max(LEAST_ROWS, CHUNK_BYTES // (4 * vocabulary))
-
     def scores(self, hidden: Tensor) -> Tensor:
         """Return float32 logits [targets, vocabulary] of hidden states [targets, size]."""
         return self.after(self.module(hidden).float())
@@ -96,7 +91,7 @@ class Head(NamedTuple):
             if hidden.is_cuda and (fused := _fused(self, hidden, ids, label_smoothing)) is not None:
                 return fused, None
             weight, bias = self.module.weight, self.module.bias
-            total = _LinearLoss.apply(hidden, weight, bias, ids, self.after, label_smoothing, self.chunk(hidden))
+            total = _LinearLoss.apply(hidden, weight, bias, ids, self.after, label_smoothing)
             return total, None
         parts = self._chunks(hidden, ids)
         losses = [self._recomputed(*part, reduction="sum", label_smoothing=label_smoothing) for part in parts]
@@ -120,8 +115,12 @@ class Head(NamedTuple):
 
     def _chunks(self, hidden: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield hidden states and targets by parts; one part, an empty one, where there are none."""
-        size = self.chunk(hidden)
+        size = _chunk(hidden)
         return zip(hidden.split(size), ids.split(size), strict=True)
+
+
+def _chunk(hidden: Tensor) -> int:
+    return CHUNK if hidden.device.type == "cpu" else CHUNK_ON_GPU
 
 
 def _is_plain(head: nn.Module) -> bool:
@@ -146,7 +145,6 @@ class _LinearLoss(torch.autograd.Function):
         ids: Tensor,
         after: After,
         label_smoothing: float,
-        chunk: int,
     ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -154,8 +152,8 @@ class _LinearLoss(torch.autograd.Function):
         gradients = _Gradients.of(ctx.needs_input_grad, states, weight, bias)
         total = hidden.new_zeros((), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(ids), chunk):
-                part = slice(start, start + chunk)
+            for start in range(0, len(ids), _chunk(states)):
+                part = slice(start, start + _chunk(states))
                 raw = functional.linear(states[part], matrix, None if bias is None else bias.to(dtype))
                 scores = after(raw.float())
                 loss, slope = _loss_and_slope(scores, ids[part], label_smoothing)
@@ -172,7 +170,7 @@ class _LinearLoss(torch.autograd.Function):
             None if gradient is None else gradient.mul_(of_total).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None
 
 
 def _loss_and_slope(scores: Tensor, ids: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:

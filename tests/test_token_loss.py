@@ -200,8 +200,7 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(output_head, "CHUNK_BYTES", 1)  # sixteen targets a chunk, the least
-    monkeypatch.setattr(output_head, "LEAST_ROWS", 5)
+    monkeypatch.setattr(output_head, "CHUNK", 5)
 
 
 @every_architecture
@@ -392,7 +391,7 @@ def peak(model, run):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "lora_on_head", "t5", "bert", "log_probs", "evaluation"])
 def test_there_never_are_logits_of_all_targets(name, monkeypatch):
-    monkeypatch.setattr(output_head, "CHUNK_BYTES", 16 * 4 * WORDS)
+    monkeypatch.setattr(output_head, "CHUNK", 16)
     kind = {"t5": "pair", "bert": "encoder"}.get(name, "decoder")
     base = name if name in ("gemma2", "t5", "bert") else "llama"
     batch = {key: value.repeat(8, 1) for key, value in batch_of(kind).items()}
@@ -470,7 +469,7 @@ def test_a_model_of_other_code_computes_its_loss_itself():
 
 
 def test_what_a_model_does_to_its_logits_is_compared_with_what_is_known_of_it(caplog):
-    model, batch = copy.deepcopy(model_of("decoder", "granite")), batch_of("decoder")
+    model, batch = _made.__wrapped__("decoder", "granite").train(), batch_of("decoder")  # not looked at yet
     expected = plain(model, batch)
 
     def scaled(module, args, output):
@@ -498,10 +497,11 @@ def test_text_is_generated_as_ever_after_training(small_chunks):
     assert torch.equal(model.generate(prompt, max_new_tokens=6, do_sample=False), before)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_and_generates_as_before(small_chunks):
     model, batch = copy.deepcopy(model_of("decoder", "llama")), batch_of("decoder")
     expected, logits = plain(model, batch), model(input_ids=batch["input_ids"]).logits
-    model.compile(backend="aot_eager")
+    model.compile(backend="eager")
     assert_same(lean(model, batch, 0.0, True), expected)
     torch.testing.assert_close(model(input_ids=batch["input_ids"]).logits, logits)
     assert_same(lean(model, batch, 0.0, True), expected)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from lit_hf.errors import InputError, Problem, nearest
 from lit_hf.hub import load_problem
+from lit_hf.models.attention import attention_problems, unavailable
 from lit_hf.models.packed_attention import PACKED, packing_problems
 from lit_hf.models.quantization import is_quantized, prepare, spare, stored_quantization
 
@@ -154,7 +155,7 @@ class Base:
     def _build_problem(self, error: Exception) -> Problem:
         text = " ".join(str(error).split())
         if self.attention is not None and "attention" in text.lower():
-            return Problem("model.attention", text, "Leave it out to let transformers choose.")
+            return unavailable(self.attention, error)
         return Problem("model.config" if self.checkpoint is None else "model.checkpoint", text)
 
     def _placement(self, task: Task, whole: Collection[str]) -> dict[str, Any]:
@@ -208,6 +209,7 @@ class Base:
     def problems(self, task: Task) -> Iterator[Problem]:
         """Find what is wrong between config, task and tokenizer, without loading weights."""
         config = self.pretrained_config
+        yield from attention_problems(self.attention)
         if not self._fits(task):
             yield self._misfit(task)
         elif self.packing:

@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import yaml
 
+from lit_hf.checkpoints import STATE, Damaged, newest_valid, verify
 from lit_hf.errors import InputError, Problem
 
 STATES = ("running", "finished", "failed", "preempted")
@@ -26,7 +27,7 @@ class RunFolder:
 
     Attributes:
         config: The resolved config, as YAML, with no secret in it.
-        checkpoints: Folder of `best.ckpt` and `last.ckpt`.
+        checkpoints: Folder of the checkpoints, one folder each.
         tokenizer: The tokenizer as it was used, saved by `save_pretrained`.
         metrics: Every logged value, as CSV.
         export: The plain Hugging Face folder.
@@ -41,15 +42,20 @@ class RunFolder:
         self.export = self.path / "export"
         self._record = self.path / "run.json"
 
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best monitored metric."""
-        return self.checkpoints / "best.ckpt"
+    def checkpoint(self, which: Literal["best", "last"]) -> Path | None:
+        """Return the state of the newest valid checkpoint, or of the best one that it knows; None if there is none.
 
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint; a run resumes from it."""
-        return self.checkpoints / "last.ckpt"
+        Its files are read to verify them.
+        """
+        newest, _ = newest_valid(self.checkpoints)
+        if newest is None or which == "last":
+            return newest and newest / STATE
+        best = newest.with_name(verify(newest).best.name)
+        try:
+            verify(best)
+        except Damaged:
+            return None
+        return best / STATE
 
     def exists(self) -> bool:
         """Say whether a run was started here."""

@@ -8,7 +8,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from lit_hf.cli.runs import bind_task, load_weights, read_checkpoint
+from lit_hf.cli.runs import bind_task, load_weights, read_best_or_last
 from lit_hf.cli.trainer import TrainerCLI, with_run_config
 
 
@@ -23,7 +23,7 @@ def run(verb: Literal["validate", "test"], arguments: Sequence[str]) -> None:
         InputError: With everything that is wrong, before weights are loaded.
     """
     cli = TrainerCLI(with_run_config(arguments), verb)
-    checkpoint = read_checkpoint(cli.run.best)
+    checkpoint = read_best_or_last(cli.run, "best")
     bind_task(cli, checkpoint)
     cli.prepare(verb)
     trainer = cli.make_trainer(verb)
@@ -38,7 +38,7 @@ def run(verb: Literal["validate", "test"], arguments: Sequence[str]) -> None:
 
 def _print(cli: TrainerCLI, metrics: Mapping[str, float]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    table = Table("metric", "value", title=f"{cli.run.best}", title_justify="left")
+    table = Table("metric", "value", title=f"{cli.run.path}", title_justify="left")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)

@@ -46,10 +46,9 @@ def export_run(
         InputError: If there is no run, or it has no such checkpoint.
     """
     config = run.read_config()
-    path = run.best if checkpoint == "best" else run.last
-    if not path.is_file():
-        cure = "Export the newest one: --checkpoint last." if run.last.is_file() else "Train it first: lit-hf fit."
-        raise InputError(Problem(str(run.path), f"the run has no checkpoint {path.name}.", cure))
+    if run.checkpoint(checkpoint) is None:
+        cure = "Export the newest one: --checkpoint last." if run.checkpoint("last") else "Train it first: lit-hf fit."
+        raise InputError(Problem(str(run.path), f"the run has no valid {checkpoint} checkpoint.", cure))
     from lit_hf.cli.runs import load_run
     from lit_hf.export.package import export
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
+from lit_hf.checkpoints import STATE, newest_valid
 from lit_hf.checks import monitored
 from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
 from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
@@ -20,6 +21,7 @@ from lit_hf.export.package import export
 log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = {
+    "checkpoint_every",
     "data.eval_batch_size",
     "data.num_proc",
     "data.num_workers",
@@ -62,9 +64,9 @@ def run(arguments: Sequence[str]) -> None:
         if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
             _say_finished(cli)
             return
-    checkpoint = cli.run.last if record and cli.run.last.is_file() else None
+    checkpoint = _newest(cli) if record else None
     # a damaged one is told now, not after the model is built
-    state = read_checkpoint(checkpoint) if checkpoint else {"global_step": 0}
+    state: dict[str, Any] = read_checkpoint(checkpoint) if checkpoint else {"global_step": 0}
     reached = state["global_step"]
     cli.model.adaptation.load_state_dict(state.pop("adapter", None))
     cli.prepare("fit")
@@ -77,6 +79,16 @@ def run(arguments: Sequence[str]) -> None:
     _train(cli, trainer, checkpoint)
     if trainer.is_global_zero:
         _finish(cli)
+
+
+def _newest(cli: TrainerCLI) -> Path | None:
+    """Return the newest valid checkpoint's state, and say which newer ones cannot be used."""
+    newest, skipped = newest_valid(cli.run.checkpoints)
+    for folder, reason in skipped:
+        log.warning("the checkpoint %s is skipped: %s.", folder, reason)
+    if newest is None and skipped:
+        log.warning("no checkpoint of the run %s is valid, so it starts anew.", cli.run.path)
+    return newest and newest / STATE
 
 
 def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -150,12 +162,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _finish(cli: TrainerCLI) -> None:
     """Export the best checkpoint and print the summary."""
-    if not cli.run.best.is_file():
+    path = cli.run.checkpoint("best")
+    if path is None:
         log.warning(
             "no checkpoint was kept, so nothing is exported: was it turned off, or was the run never validated?"
         )
         return
-    best = read_checkpoint(cli.run.best)
+    best = read_checkpoint(path)
     if cli.model.base.quantized is None:
         cli.model.cpu()
     elif cli.trainer.strategy.root_device.type != "cpu":

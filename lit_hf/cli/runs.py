@@ -52,6 +52,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def read_best_or_last(run: RunFolder, which: Literal["best", "last"]) -> dict[str, Any]:
+    """Read a run's best or newest valid checkpoint.
+
+    Raises:
+        InputError: If it has none.
+    """
+    path = run.checkpoint(which)
+    if path is None:
+        cure = f"See which there are: lit-hf checkpoints {run.path}; or train it first: lit-hf fit."
+        raise InputError(Problem(str(run.path), f"the run has no valid {which} checkpoint.", cure))
+    return read_checkpoint(path)
+
+
 def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:
     """Put a checkpoint's weights into a module whose model is built.
 
@@ -90,7 +103,7 @@ def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best") -> Lo
         InputError: If there is no run, or its checkpoint cannot be used.
     """
     cli = TrainerCLI(with_run_config([str(run.path)]))
-    state = read_checkpoint(run.best if checkpoint == "best" else run.last)
+    state = read_best_or_last(run, checkpoint)
     bind_task(cli, state)
     build_model(cli.model)
     load_weights(cli.model, state)

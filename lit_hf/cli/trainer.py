@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,16 +41,18 @@ from lit_hf.models.adapters import export_problems as lone_adapter_problems
 from lit_hf.models.quantization import environment_problems
 from lit_hf.run import RunFolder, run_name
 from lit_hf.task import Task
-from lit_hf.training.callbacks.checkpoints import BestAndLast
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
+from lit_hf.training.callbacks.exact_resume import ExactResume
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
-from lit_hf.training.callbacks.record import RunRecorder
+from lit_hf.training.callbacks.record import RunRecorder, versions
 from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.module import LitModule
 from lit_hf.training.precision import default_precision, precision_note
 from lit_hf.training.reference import reference_key, run_reference
+from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.tracking import trackers
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class RunSettings:
         monitor: Metric that tells the best checkpoint (`accuracy`, `loss`); by default the task's own.
         patience: Stop after that many validations without a better one.
         merge: Merge the adapter into the base model in the export.
+        checkpoint_every: Save a checkpoint every so many optimizer steps, beside those after each validation.
     """
 
     name: str | None = None
@@ -86,6 +89,7 @@ class RunSettings:
     monitor: str | None = None
     patience: int | None = None
     merge: bool = False
+    checkpoint_every: int | None = None
 
 
 class TrainerCLI(LightningCLI):
@@ -227,7 +231,7 @@ class TrainerCLI(LightningCLI):
             own.append(Progress(throughput))
         if stage == "fit":
             own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run)]
-            own.append(RunRecorder(self.run, throughput, self.fingerprints))
+            own += [RunRecorder(self.run, throughput, self.fingerprints), ExactResume(self.datamodule.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
@@ -253,12 +257,17 @@ class TrainerCLI(LightningCLI):
         """What identifies the model that the run started from and the rows of each prepared split."""
         return {"model": self.model.base.fingerprint, **self.datamodule.fingerprints}
 
-    def _checkpoint_callbacks(self, settings: Mapping[str, Any]) -> list[Callback]:
+    def _checkpoint_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         monitor = monitored(self.task, self.config.monitor)
         mode = monitor_mode(self.task, monitor)
         callbacks: list[Callback] = []
         if settings["enable_checkpointing"] is not False:
-            callbacks.append(BestAndLast(self.run, f"val/{monitor}" if self._validates else None, mode))
+            files = CheckpointFiles(Writer())
+            settings["plugins"] = [*_listed(settings["plugins"]), files]
+            monitored_value = f"val/{monitor}" if self._validates else None
+            callbacks.append(
+                RunCheckpoints(self.run, files.writer, monitored_value, mode, self.config.checkpoint_every, versions())
+            )
         if self.config.patience is not None:
             callbacks.append(EarlyStopping(f"val/{monitor}", patience=self.config.patience, mode=mode))
         return callbacks

@@ -1,53 +1,142 @@
-"""The best and the last checkpoint of a run."""
+"""When a run's checkpoints are saved, and which of them are kept: the newest and the best."""
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
+from lit_hf.checkpoints import STATE, Best, Manifest, folder_name, found, partial_folder, publish, remove_leftovers
 from lit_hf.run import RunFolder
+from lit_hf.training.saving import Writer
 
 
-class BestAndLast(ModelCheckpoint):
-    """Keeps a run's best and last checkpoints, saved after each validation.
+class RunCheckpoints(Checkpoint):
+    """Saves after each validation, at the end of an epoch that has none, and every so many optimizer steps.
+
+    Never between the batches of one optimizer step, and not right before a validation, which saves anyway: a run that
+    is killed in it does it again.
 
     Args:
         run: Where to.
+        writer: Writes and publishes, after the state.
         monitor: The logged metric that tells the best; None keeps the newest as the best.
         mode: `max` or `min`, whichever is better.
+        every: Optimizer steps between two checkpoints; None saves at validations only.
+        versions: Of the packages, for the manifest.
+
+    Attributes:
+        best: The best checkpoint so far; None before the first.
     """
 
-    def __init__(self, run: RunFolder, monitor: str | None, mode: str) -> None:
-        super().__init__(
-            dirpath=run.checkpoints,
-            filename=run.best.stem,
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            enable_version_counter=False,
-        )
+    def __init__(
+        self,
+        run: RunFolder,
+        writer: Writer,
+        monitor: str | None,
+        mode: str,
+        every: int | None = None,
+        versions: Mapping[str, str | None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.monitor = monitor
+        self.mode = mode
+        self.every = every
+        self.best: Best | None = None
+        self._writer = writer
+        self._versions = dict(versions or {})
+        self._saved_at = -1
 
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
-        # Lightning 2.6 saves the last one only in a step that saved something: a run whose metric got no better
-        # would resume from its best epoch and do the later ones again.
-        self._last_global_step_saved = trainer.global_step
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was best so far."""
+        return {"best": None if self.best is None else list(self.best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what was best so far, also where the run's folder has been moved: Lightning would forget it."""
-        folder = Path(str(self.dirpath))
+        """Take back what was best so far."""
+        self.best = None if state_dict["best"] is None else Best(*state_dict["best"])
 
-        def here(path: str) -> str:
-            return str(folder / Path(path).name) if path else path
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear away what a crash left; what the run resumes from need not be saved again."""
+        self._saved_at = trainer.global_step
+        if trainer.is_global_zero:
+            remove_leftovers(self.run.checkpoints)
 
-        moved = {
-            "dirpath": str(folder),
-            "best_model_path": here(state_dict["best_model_path"]),
-            "kth_best_model_path": here(state_dict["kth_best_model_path"]),
-            "best_k_models": {here(path): score for path, score in state_dict["best_k_models"].items()},
-        }
-        super().load_state_dict({**state_dict, **moved})
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Raise what went wrong with the checkpoint that is being written."""
+        self._writer.check()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, if enough optimizer steps are done."""
+        due = self.every is not None and trainer.global_step % self.every == 0
+        if due and trainer.global_step != self._saved_at and not _validates_next(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and find out whether it is the best."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer, validated=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after an epoch that nothing was saved at the end of."""
+        if trainer.global_step != self._saved_at:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last checkpoint."""
+        self._writer.wait()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let what is being written come to its end, also after an error."""
+        self._writer.close()
+
+    def _save(self, trainer: Trainer, *, validated: bool = False) -> None:
+        self._saved_at = trainer.global_step
+        folder = self.run.checkpoints / folder_name(trainer.global_step)
+        # metrics of an earlier validation are still there
+        score = trainer.callback_metrics.get(self.monitor) if validated and self.monitor else None
+        self.best = self._best_with(folder.name, None if score is None else float(score))
+        manifest = Manifest(trainer.global_step, trainer.current_epoch, trainer.world_size, self.best, self._versions)
+        self._writer.wait()
+        if trainer.is_global_zero:
+            shutil.rmtree(partial_folder(folder), ignore_errors=True)
+            partial_folder(folder).mkdir(parents=True)
+        trainer.strategy.barrier("checkpoint folder")
+        trainer.save_checkpoint(partial_folder(folder) / STATE)
+        if trainer.is_global_zero:
+            self._writer.submit(lambda: self._publish(folder, manifest))
+
+    def _publish(self, folder: Path, manifest: Manifest) -> None:
+        """Publish a checkpoint, and only then delete those that are neither the newest nor the best."""
+        publish(folder, manifest)
+        for other in found(self.run.checkpoints):
+            if other.name not in (folder.name, manifest.best.name):
+                shutil.rmtree(other)
+
+    def is_better(self, score: float) -> bool:
+        """Say whether a score is better than the best one so far."""
+        if self.best is None or self.best.value is None or math.isnan(self.best.value):
+            return True
+        return score > self.best.value if self.mode == "max" else score < self.best.value
+
+    def _best_with(self, name: str, score: float | None) -> Best:
+        """Return the best checkpoint, a new one among them, which without a score is the best only if it is alone."""
+        if self.monitor is None or self.best is None or (score is not None and self.is_better(score)):
+            return Best(name, score)
+        return self.best
+
+
+def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Say whether a batch is followed by a validation, or is an epoch's last one: both are saved by their own hooks."""
+    if trainer.is_last_batch or trainer.should_stop:
+        return True
+    batches = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    due = trainer.val_check_batch
+    return due is not None and trainer.enable_validation and (batches + 1) % due == 0

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn.utils import get_total_norm
 
+from lit_hf.checkpoints import newest_valid
 from lit_hf.errors import Problem, TrainingError
 from lit_hf.run import RunFolder
 
@@ -92,7 +93,7 @@ class StopOnNonFinite(Callback):
             raise self._error(step, epoch, f"training loss is {values[bad]}")
 
     def _error(self, step: int, epoch: int, what: str) -> TrainingError:
-        good = next((path for path in (self.run.last, self.run.best) if path.exists()), None)
+        good = newest_valid(self.run.checkpoints).folder
         kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved yet."
         cure = (
             "Try a lower learning rate (model.optimizer.init_args.lr), gradient clipping (trainer.gradient_clip_val), "

@@ -12,9 +12,10 @@ from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.throughput import Throughput
 
 _LOSSES = 20  # batches that the loss shown is a mean over
@@ -289,15 +290,12 @@ def _phase(trainer: Trainer) -> str:
 def _is_best(trainer: Trainer) -> bool:
     """Say whether the checkpoint callback, which runs after this one, will find this validation the best."""
     checkpoints = trainer.checkpoint_callback
-    if trainer.state.fn != TrainerFn.FITTING or not isinstance(checkpoints, ModelCheckpoint) or not checkpoints.monitor:
+    if trainer.state.fn != TrainerFn.FITTING or not isinstance(checkpoints, RunCheckpoints) or not checkpoints.monitor:
         return False
     value = trainer.callback_metrics.get(checkpoints.monitor)
     if value is None or value.isnan():
         return False
-    best = checkpoints.best_model_score
-    if best is None:
-        return True
-    return bool(value < best) if checkpoints.mode == "min" else bool(value > best)
+    return checkpoints.is_better(float(value))
 
 
 def _number(value: float) -> str:

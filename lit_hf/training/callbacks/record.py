@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lit_hf
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.throughput import Throughput, peak_memory
 from lit_hf.training.tracking import MetricsFile
 
@@ -60,7 +60,7 @@ class RunRecorder(Callback):
             "ended": None,
             "seconds": None,
             "error": None,
-            "versions": _versions(),
+            "versions": versions(),
             "git": _git(Path.cwd()),
             "hardware": _hardware(trainer),
             "fingerprints": self.fingerprints,
@@ -123,13 +123,14 @@ class RunRecorder(Callback):
 
     def _best(self, trainer: Trainer) -> dict[str, Any] | None:
         checkpoints = trainer.checkpoint_callback
-        if not isinstance(checkpoints, ModelCheckpoint) or not Path(checkpoints.best_model_path).is_file():
+        if not isinstance(checkpoints, RunCheckpoints) or checkpoints.best is None:
             return None
-        score = checkpoints.best_model_score
+        name, score = checkpoints.best
+        folder = self.run.checkpoints / name
         return {
             "metric": checkpoints.monitor,
             "value": None if score is None else _json(score),
-            "checkpoint": os.path.relpath(checkpoints.best_model_path, self.run.path),
+            "checkpoint": os.path.relpath(folder, self.run.path),
         }
 
 
@@ -148,20 +149,21 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _json(value: torch.Tensor) -> float | str:
+def _json(value: torch.Tensor | float) -> float | str:
     # JSON has no NaN
     number = float(value)
     return number if math.isfinite(number) else str(number)
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"lit_hf": lit_hf.__version__, "python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """Return the versions of lit-hf, of Python and of the packages that results depend on; None for one not there."""
+    found: dict[str, str | None] = {"lit_hf": lit_hf.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found
 
 
 def _git(folder: Path) -> dict[str, Any] | None:

@@ -1,23 +1,112 @@
+import shutil
+
+import pytest
 import torch
 
+from lit_hf.checkpoints import STATE, Best, found, newest_valid, partial_folder, read_manifest, verify
+from lit_hf.errors import TrainingError
 from lit_hf.run import RunFolder
-from lit_hf.training.callbacks.checkpoints import BestAndLast
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
+from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
+from lit_hf.training.saving import CheckpointFiles, Writer
 from tests.training.callbacks.tiny import Batches, TinyModule, tiny_trainer
 
 
-def steps_kept(tmp_path, val_losses, **settings):
-    """Return the steps of the best and the last checkpoint after that many validations; an epoch is two steps."""
-    run = RunFolder(tmp_path)
-    callbacks = [BestAndLast(run, "val/loss", "min")]
-    epochs = settings.pop("max_epochs", len(val_losses))
-    trainer = tiny_trainer(tmp_path, max_epochs=epochs, enable_checkpointing=True, callbacks=callbacks, **settings)
-    trainer.fit(TinyModule(val_losses=val_losses), Batches(2), Batches(1))
-    return [torch.load(path, weights_only=True)["global_step"] for path in (run.best, run.last)]
+class Steps(RunCheckpoints):
+    """Notes at which steps something was published, and which one was the best then."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.published = []
+
+    def _publish(self, folder, manifest):
+        super()._publish(folder, manifest)
+        self.published.append((manifest.step, int(manifest.best.name[5:])))
 
 
-def test_the_last_checkpoint_is_that_of_the_last_validation_whether_it_was_the_best_or_not(tmp_path):
-    assert steps_kept(tmp_path, [0.5, 0.4, 0.6, 0.7]) == [4, 8]
+def fit(tmp_path, val_losses=(), monitor="val/loss", mode="min", every=None, batches=2, resume=None, **settings):
+    run, writer = RunFolder(tmp_path), Writer()
+    checkpoints = Steps(run, writer, monitor, mode, every)
+    trainer = tiny_trainer(
+        tmp_path,
+        callbacks=[ValidateAtLastStep(), checkpoints],
+        enable_checkpointing=True,
+        plugins=[CheckpointFiles(writer)],
+        **{"max_epochs": len(val_losses) or 1} | settings,
+    )
+    trainer.fit(
+        TinyModule(val_losses=val_losses), Batches(batches), Batches(1) if val_losses else None, ckpt_path=resume
+    )
+    return checkpoints
 
 
-def test_it_is_so_where_an_epoch_is_validated_more_than_once(tmp_path):
-    assert steps_kept(tmp_path, [0.5, 0.6, 0.4, 0.7], max_epochs=2, val_check_interval=0.5) == [3, 4]
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    checkpoints = fit(tmp_path, [0.5, 0.4, 0.6, 0.7])
+    assert checkpoints.published == [(2, 2), (4, 4), (6, 4), (8, 4)]
+    assert [path.name for path in found(tmp_path / "checkpoints")] == ["step-00000008", "step-00000004"]
+    newest = newest_valid(tmp_path / "checkpoints").folder
+    assert verify(newest).best == Best("step-00000004", pytest.approx(0.4))
+    assert torch.load(newest / STATE, weights_only=True)["global_step"] == 8
+
+
+def test_more_may_be_better(tmp_path):
+    checkpoints = fit(tmp_path, [0.5, 0.4, 0.6], monitor="val/accuracy", mode="max")
+    assert checkpoints.published[-1] == (6, 4)
+
+
+def test_without_a_metric_the_newest_is_the_best(tmp_path):
+    assert fit(tmp_path, monitor=None, max_epochs=2).published == [(2, 2), (4, 4)]
+    assert [path.name for path in found(tmp_path / "checkpoints")] == ["step-00000004"]
+
+
+def test_between_validations_it_is_saved_every_so_many_optimizer_steps(tmp_path):
+    checkpoints = fit(tmp_path, [0.5, 0.6], every=2, batches=10, accumulate_grad_batches=2)
+    # an epoch has five steps; the last one is saved after its validation, once
+    assert checkpoints.published == [(2, 2), (4, 2), (5, 5), (6, 5), (8, 5), (10, 5)]
+
+
+def test_before_a_validation_nothing_is_saved(tmp_path):
+    checkpoints = fit(tmp_path, [0.5, 0.6], every=1, batches=4, max_epochs=1, val_check_interval=2)
+    assert [step for step, _ in checkpoints.published] == [1, 2, 3, 4]
+    assert checkpoints.published[1] == (2, 2)
+    stopped = fit(tmp_path / "stopped", [0.5], every=3, batches=9, max_epochs=1, max_steps=6)
+    assert stopped.published == [(3, 3), (6, 6)]
+
+
+def test_what_was_best_is_known_after_a_resume(tmp_path):
+    fit(tmp_path, [0.5, 0.6])
+    state = newest_valid(tmp_path / "checkpoints").folder / STATE
+    resumed = fit(tmp_path, [0.7], resume=state, max_epochs=3)
+    assert resumed.published == [(6, 2)]
+    assert [path.name for path in found(tmp_path / "checkpoints")] == ["step-00000006", "step-00000002"]
+
+
+def test_a_run_that_is_moved_finds_its_best_again(tmp_path):
+    fit(tmp_path / "before", [0.5, 0.6])
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    state = newest_valid(tmp_path / "after" / "checkpoints").folder / STATE
+    assert fit(tmp_path / "after", [0.7], resume=state, max_epochs=3).best == Best("step-00000002", pytest.approx(0.5))
+
+
+def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
+    left = partial_folder(tmp_path / "checkpoints" / "step-00000777")
+    left.mkdir(parents=True)
+    fit(tmp_path, [0.5])
+    assert not left.exists()
+
+
+def test_a_state_that_cannot_be_written_stops_the_training_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
+    written, save = [], torch.save
+
+    def fails_later(state, path):
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", fails_later)
+    with pytest.raises(TrainingError, match="No space left on device") as error:
+        fit(tmp_path, [0.5, 0.4, 0.3, 0.2])
+    assert "goes on from the checkpoint before it" in str(error.value)
+    assert len(written) == 2
+    assert read_manifest(newest_valid(tmp_path / "checkpoints").folder).step == 2

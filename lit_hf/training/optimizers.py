@@ -155,19 +155,24 @@ def parameter_groups(model: nn.Module, rates: Rates | None = None) -> list[dict[
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(create: Callable[[Any], Optimizer], groups: list[dict[str, Any]], fuse: bool) -> Optimizer:
+def build_optimizer(create: Callable[[Any], Optimizer], groups: list[dict[str, Any]], is_scaled: bool) -> Optimizer:
     """Return the optimizer of parameter groups, each with its learning rate.
 
     Args:
         create: Makes the optimizer that the config asks for.
         groups: From `parameter_groups`.
-        fuse: Take the fused kernels where the config leaves that open and the optimizer has them; they compute the
-            same, to rounding, in one pass over the weights.
+        is_scaled: Whether gradients are scaled against underflow, in float16.
+
+    Fused kernels are taken where the config leaves that open and the optimizer has them: they compute the same, to
+    rounding, in one pass over the weights. Not where gradients are scaled: they scale them back only in their step, so
+    that they could not be clipped before.
     """
     optimizer = create([dict(group) for group in groups])  # it writes its defaults into them
-    if fuse and _may_be_fused(optimizer):
+    if not is_scaled and _may_be_fused(optimizer):
         given = {name: optimizer.defaults[name] for name in signature(type(optimizer)).parameters if name != "params"}
         optimizer = type(optimizer)(groups, **{**given, "fused": True})
+    if not is_scaled:  # the flag is for a scaler; Lightning would not clip because of it, even where there is none
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * group.get(RATE, 1)
     return optimizer

@@ -273,8 +273,8 @@ class LitModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, without decay on biases and norms, and its schedule, stepped once an optimizer step."""
-        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # and then could not be clipped
-        optimizer = build_optimizer(self.optimizer, parameter_groups(self.model, self.rates), fuse=not is_scaled)
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = build_optimizer(self.optimizer, parameter_groups(self.model, self.rates), is_scaled)
         scheduler = self.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

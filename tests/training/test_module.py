@@ -1,12 +1,15 @@
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from peft import LoraConfig, PromptTuningConfig
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_hf.task import Sizes
 from lit_hf.tasks import TextClassification
 from lit_hf.training.module import LitModule
+from lit_hf.training.optimizers import Rates, Schedule
 
 TEXTS = ["good film", "bad plot and very dull", "great", "not good", "poor"]
 LABELS = [1, 0, 1, 0, 0]
@@ -141,3 +144,77 @@ def test_accumulated_batches_of_unequal_sizes_give_the_gradients_of_one(task, ti
     assert expected
     for name, gradient in gradients(sizes).items():
         assert torch.allclose(gradient, expected[name], atol=1e-6), name
+
+
+def fitted(task, folder, steps=4, **settings):
+    torch.manual_seed(0)
+    module = LitModule(task, str(folder), **{"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), **settings})
+    assert module.check() == []
+    run = trainer(max_steps=steps)
+    run.fit(module, batches(task, [3, 2]))
+    return module, run
+
+
+def test_frozen_weights_stay_as_they_are_and_the_others_train(task, tiny_text_model):
+    module, _ = fitted(task, tiny_text_model, freeze=["embeddings", r"layer\.0\."])
+    before = AutoModelForSequenceClassification.from_pretrained(tiny_text_model).state_dict()
+    after = module.model.state_dict()
+    same = {name for name in after if torch.equal(after[name], before[name])}
+    assert {name for name in same if "embeddings" in name or "layer.0." in name} == same
+    assert len(same) == sum("embeddings" in name or "layer.0." in name for name in after)
+    skeleton = LitModule(task, str(tiny_text_model), freeze=["embeddings", r"layer\.0\."]).skeleton()
+    assert {name for name, p in skeleton.named_parameters() if not p.requires_grad} == {
+        name for name, p in module.model.named_parameters() if not p.requires_grad
+    }
+
+
+def test_layers_train_at_their_own_rates_and_the_base_rate_is_logged(task, tiny_text_model):
+    module, run = fitted(task, tiny_text_model, rates=Rates(layer_decay=0.5), schedule=Schedule("constant", warmup=0))
+    rates = {id(p): group["lr"] for group in run.optimizers[0].param_groups for p in group["params"]}
+    assert rates[id(module.model.bert.embeddings.word_embeddings.weight)] == pytest.approx(0.1 / 8)
+    assert rates[id(module.model.classifier.weight)] == pytest.approx(0.1)
+    assert run.callback_metrics["train/lr"].item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(target_modules=["query"], init_lora_weights=False)])
+def test_checkpointing_trains_to_the_same_weights(task, tiny_text_model, adapter):
+    plain, _ = fitted(task, tiny_text_model, adapter=copy.deepcopy(adapter))
+    saving, _ = fitted(task, tiny_text_model, adapter=copy.deepcopy(adapter), gradient_checkpointing=True)
+    expected = plain.model.state_dict()
+    for name, value in saving.model.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("chosen", [None, True, False])
+def test_an_optimizer_is_fused_unless_the_config_says_otherwise_and_its_gradients_are_clipped(
+    task, tiny_text_model, precision, chosen
+):
+    torch.manual_seed(0)
+    module = LitModule(task, str(tiny_text_model), optimizer=lambda p: torch.optim.SGD(p, lr=1.0, fused=chosen))
+    module.schedule = Schedule("constant", warmup=0)
+    module.configure_model()
+    before = [p.detach().clone() for p in module.model.parameters()]
+    run = trainer(max_steps=1, precision=precision, gradient_clip_val=1e-3)
+    run.fit(module, batches(task, [5]))
+    assert run.optimizers[0].defaults["fused"] is (chosen is not False)
+    change = torch.nn.utils.get_total_norm([a - b for a, b in zip(module.model.parameters(), before, strict=True)])
+    assert change.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_switches_that_do_not_fit_are_found_together_before_weights_load(task, tiny_text_model):
+    module = LitModule(task, str(tiny_text_model), freeze=["absent"], rates=Rates(lora_b=16), liger=True)
+    found = {problem.where for problem in module.check()}
+    assert {"model.freeze[0]", "model.rates.lora_b"} <= found
+    assert "model.liger" in found or torch.cuda.is_available()
+    assert module.model is None
+    (problem,) = LitModule(task, str(tiny_text_model), attention="flash").check()
+    assert problem.where == "model.attention"
+
+
+def test_weights_that_train_in_16_bits_are_told(task, tiny_text_model, caplog):
+    fitted(task, tiny_text_model, steps=1, dtype="bfloat16")
+    assert "weights train in bfloat16, and so does the optimizer's state" in caplog.text
+    caplog.clear()
+    fitted(task, tiny_text_model, steps=1)
+    assert "bfloat16" not in caplog.text

@@ -95,7 +95,7 @@ def test_lora_plus_rates_and_groups_are_those_of_peft(model):
     settings = {"loraplus_lr_ratio": 16, "loraplus_weight_decay": 0.1, "loraplus_lr_embedding": 0.5}
     theirs = create_loraplus_optimizer(adapted, torch.optim.AdamW, lr=0.01, **settings)
     groups = parameter_groups(adapted, Rates(lora_b=16))
-    ours = build_optimizer(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), groups, fuse=False)
+    ours = build_optimizer(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), groups, is_scaled=True)
     assert rate_of(ours) == pytest.approx(rate_of(theirs))
     assert set(rate_of(ours).values()) == {0.01, 0.16}
     decay = {id(p): group["weight_decay"] for group in ours.param_groups for p in group["params"]}
@@ -111,7 +111,7 @@ def test_the_rate_falls_by_a_factor_with_each_layer_and_decay_stays_as_it_was(ad
     model = bert(layers=2)
     model = get_peft_model(model, adapter) if adapter else model
     groups = parameter_groups(model, Rates(layer_decay=0.5))
-    optimizer = build_optimizer(lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=0.1), groups, fuse=False)
+    optimizer = build_optimizer(lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=0.1), groups, is_scaled=True)
     rates = rate_of(optimizer)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -125,7 +125,7 @@ def test_the_rate_falls_by_a_factor_with_each_layer_and_decay_stays_as_it_was(ad
 
 def test_the_rates_keep_their_ratio_over_the_schedule_and_the_base_rate_is_the_optimizer_s():
     groups = parameter_groups(bert(layers=2), Rates(layer_decay=0.5))
-    optimizer = build_optimizer(lambda p: torch.optim.SGD(p, lr=1.0), groups, fuse=False)
+    optimizer = build_optimizer(lambda p: torch.optim.SGD(p, lr=1.0), groups, is_scaled=True)
     scheduler = Schedule("linear", warmup=2).build(optimizer, 10)
     for expected in (0, 0.5, 1, 0.875):
         assert base_rate(optimizer) == pytest.approx(expected)
@@ -155,10 +155,10 @@ def test_layer_decay_needs_layers():
     assert "no list of layers" in problem.what
 
 
-def trained(model, fuse):
+def trained(model, is_scaled):
     """Return the optimizer and the weights after five steps with gradients that are the same for all."""
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    optimizer = build_optimizer(partial(torch.optim.AdamW, lr=0.01), parameter_groups(model), fuse)
+    optimizer = build_optimizer(partial(torch.optim.AdamW, lr=0.01), parameter_groups(model), is_scaled)
     for _ in range(5):
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -167,8 +167,8 @@ def trained(model, fuse):
 
 
 def test_fused_kernels_compute_what_the_others_do(model):
-    fused, after = trained(model, fuse=True)
-    plain, expected = trained(model, fuse=False)
+    fused, after = trained(model, is_scaled=False)
+    plain, expected = trained(model, is_scaled=True)
     assert [group["fused"] for group in fused.param_groups] == [True, True]
     assert [group["fused"] for group in plain.param_groups] == [None, None]
     assert [(g["lr"], g["weight_decay"]) for g in fused.param_groups] == [(0.01, 0.01), (0.01, 0.0)]
@@ -178,7 +178,7 @@ def test_fused_kernels_compute_what_the_others_do(model):
 @pytest.mark.parametrize("chosen", [{"fused": False}, {"foreach": True}, {"capturable": True}])
 def test_what_the_config_says_of_kernels_is_kept(model, chosen):
     create = partial(torch.optim.AdamW, lr=0.01, **chosen)
-    optimizer = build_optimizer(create, parameter_groups(model), fuse=True)
+    optimizer = build_optimizer(create, parameter_groups(model), is_scaled=False)
     assert {name: optimizer.defaults[name] for name in chosen} == chosen
     assert optimizer.defaults["fused"] in (None, False)
 
@@ -188,7 +188,7 @@ def test_optimizers_without_fused_kernels_and_those_of_others_are_left_alone(mod
         pass
 
     for kind in (torch.optim.RMSprop, Own, bitsandbytes.optim.AdamW8bit):
-        optimizer = build_optimizer(partial(kind, lr=0.01), parameter_groups(model), fuse=True)
+        optimizer = build_optimizer(partial(kind, lr=0.01), parameter_groups(model), is_scaled=False)
         assert type(optimizer) is kind
         assert optimizer.defaults.get("fused") is None
 
@@ -207,7 +207,7 @@ def test_optimizers_of_bitsandbytes_train_and_resume_exactly(name):
 
     torch.manual_seed(0)
     layer = nn.Linear(128, 128)
-    optimizer = build_optimizer(partial(kind, lr=1e-3), parameter_groups(layer), fuse=True)
+    optimizer = build_optimizer(partial(kind, lr=1e-3), parameter_groups(layer), is_scaled=False)
     losses = [step(layer, optimizer, seed=0) for _ in range(10)]
     assert losses[-1] < losses[0] / 1.1
     file = io.BytesIO()
@@ -216,7 +216,7 @@ def test_optimizers_of_bitsandbytes_train_and_resume_exactly(name):
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     other = nn.Linear(128, 128)
-    resumed = build_optimizer(partial(kind, lr=1e-3), parameter_groups(other), fuse=True)
+    resumed = build_optimizer(partial(kind, lr=1e-3), parameter_groups(other), is_scaled=False)
     other.load_state_dict(saved["layer"])
     resumed.load_state_dict(saved["optimizer"])
     assert [step(other, resumed, seed) for seed in range(10, 15)] == expected

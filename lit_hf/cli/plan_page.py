@@ -14,6 +14,9 @@ from rich.table import Table
 from lit_hf.cli.planning import RECOMPUTED, USABLE, Change, Plan, Planner
 from lit_hf.models.layouts import Layout
 
+WIDTH = 116
+"""Columns of the tables."""
+
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
 
 
@@ -52,7 +55,8 @@ def advice(planner: Planner, plan: Plan) -> str:
 
 def show(planner: Planner, plan: Plan) -> None:
     """Print the plan."""
-    console = Console(highlight=False, soft_wrap=not Console().is_terminal)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, WIDTH)
     for name, text in (*_head(planner, plan), *_data(planner, plan)):
         console.print(f"[bold]{name:<12}[/bold] {text}")
     console.print()
@@ -86,7 +90,7 @@ def _head(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _data(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
     work, time = planner.work, plan.time
-    yield "batch", f"{work.rows:,} rows of up to {work.length:,} tokens a device"
+    yield "batch", f"{work.rows:,} row{'s' * (work.rows > 1)} of up to {work.length:,} tokens a device"
     if work.batches is None or work.rows_in_all is None:
         yield "epoch", "unknown, as the rows are"
         return
@@ -98,10 +102,10 @@ def _data(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _memory(planner: Planner, ways: list[Layout]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="memory of each device", title_justify="left", title_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for part in (*PARTS, "total"):
-        table.add_column(part, justify="right")
-    table.add_column("")
+        table.add_column(part, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for index, way in enumerate(ways):
         fits = planner.fits(way.total)
         cells = [_size(getattr(way, part)) for part in (*PARTS, "total")]
@@ -128,7 +132,7 @@ def _time(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
 def _changes(changes: list[Change], planner: Planner) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="one change by itself", title_justify="left", title_style="bold")
     for name in ("", "each device", "", "how"):
-        table.add_column(name, justify="right" if name == "each device" else "left")
+        table.add_column(name, justify="right" if name == "each device" else "left", no_wrap=True)
     for change in changes:
         size = _size(change.total) if change.total is not None else "-"
         table.add_row(

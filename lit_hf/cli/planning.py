@@ -167,6 +167,7 @@ class Planner:
         self.cli, self.work, self.machine = cli, work, machine
         module = cli.model
         self.case = Case(module, self._setting(module), work.rows)
+        self._skeletons: dict[int, tuple[LitModule, nn.Module]] = {}
 
     def plan(self, with_changes: bool = True) -> Plan:
         """Return the plan.
@@ -174,9 +175,9 @@ class Planner:
         Args:
             with_changes: Whether to try changes, each of which takes as long as the plan itself.
         """
-        model = self.case.module.skeleton()
+        model = self._skeleton(self.case.module)
         peaks = self.peaks(self.case)
-        ways = list(self.layouts(self.case, peaks, model))
+        ways = self.layouts(self.case, peaks)
         changes = list(self._changes(ways)) if with_changes else []
         return Plan(count_parameters(model), self._dtypes(model), peaks, ways, changes, self._time(model, ways[0]))
 
@@ -192,7 +193,7 @@ class Planner:
             groups = parameter_groups(model, case.module.rates)
             return build_optimizer(case.module.optimizer, groups, fuse=not is_scaled)
 
-        return step_memory(case.module.skeleton(), forward, optimizer, case.setting)
+        return step_memory(self._skeleton(case.module), forward, optimizer, case.setting)
 
     def _setting(self, module: LitModule) -> Setting:
         quantization = module.base.quantized
@@ -208,27 +209,41 @@ class Planner:
 
     # devices
 
-    def layouts(self, case: Case, peaks: Peaks, model: nn.Module) -> Iterator[Layout]:
-        """Yield the ways of sharing the model among the devices, the run's own first."""
-        machine = self.machine
-        if machine.world == 1:
-            yield layouts.alone(peaks)
-            return
-        size = layouts.sizes(model, self._bytes_a_value(case))
-        ways = [layouts.ddp(peaks, machine.world), layouts.fsdp(peaks, size, machine.world)]
-        if machine.devices > 1:
-            ways.append(layouts.tensor_parallel(peaks, size, machine.devices, case.rows * self.work.length))
-        yield from sorted(ways, key=lambda way: way.name != self._strategy)
+    def layouts(self, case: Case, peaks: Peaks) -> list[Layout]:
+        """Return the ways of sharing the model among the devices, the run's own first."""
+        names = ["DDP", "FSDP2", *(["tensor parallel"] if self.machine.devices > 1 else [])]
+        if self.machine.world == 1:
+            return [layouts.alone(peaks)]
+        return [self._layout(name, case, peaks) for name in sorted(names, key=lambda name: name != self._strategy)]
+
+    def _layout(self, name: str, case: Case, peaks: Peaks) -> Layout:
+        if self.machine.world == 1:
+            return layouts.alone(peaks)
+        if name == "DDP":
+            return layouts.ddp(peaks, self.machine.world)
+        size = layouts.sizes(self._skeleton(case.module), compute_dtype(case.setting.precision).itemsize)
+        if name == "FSDP2":
+            return layouts.fsdp(peaks, self._sharded_activations(case, peaks), size, self.machine.world)
+        return layouts.tensor_parallel(peaks, size, self.machine.devices, case.rows * self.work.length)
+
+    def _sharded_activations(self, case: Case, peaks: Peaks) -> float:
+        """Return activations without the copies that autocast makes of weights: those that FSDP2 gathers are cast."""
+        precision = case.setting.precision.replace("-mixed", "-true")
+        if precision == case.setting.precision or case.setting.quantization is not None:
+            return peaks.activations
+        return self.peaks(replace(case, setting=replace(case.setting, precision=precision))).activations
+
+    def _skeleton(self, module: LitModule) -> nn.Module:
+        """Return a module's model on the meta device, which is made once."""
+        if id(module) not in self._skeletons:
+            self._skeletons[id(module)] = (module, module.skeleton())
+        return self._skeletons[id(module)][1]
 
     @property
     def _strategy(self) -> str:
         given = self.cli.config.trainer.strategy
         name = str(given if isinstance(given, str) else getattr(given, "class_path", given)).lower()
         return "FSDP2" if "fsdp" in name or "modelparallel" in name.replace("_", "") else "DDP"
-
-    @staticmethod
-    def _bytes_a_value(case: Case) -> int:
-        return compute_dtype(case.setting.precision).itemsize
 
     def fits(self, total: float) -> bool:
         """Say whether that many bytes fit on a device."""
@@ -298,14 +313,16 @@ class Planner:
             option = "-c configs/methods/qlora.yaml"
             yield self._try("LoRA on nf4 (QLoRA)", option, _quantized(lora, four))
             least = replace(_checkpointed(_quantized(lora, four)), rows=1)
-            yield self._try("all: QLoRA, checkpointing, 1 row", f"{option}, the two others", least)
+            name = "QLoRA, checkpointing, 1 row"
+            if self.machine.world > 1:
+                name += ", FSDP2"
+            yield self._try(name, "all of these", least, "FSDP2")
 
-    def _try(self, name: str, option: str, case: Case) -> Change:
+    def _try(self, name: str, option: str, case: Case, strategy: str | None = None) -> Change:
         try:
-            peaks = self.peaks(case)
+            total = self._layout(strategy or self._strategy, case, self.peaks(case)).total
         except Exception as error:  # any library's, over a way that this model may not have
             return Change(name, option, None, False, " ".join(str(error).split())[:80])
-        total = next(self.layouts(case, peaks, case.module.skeleton())).total
         return Change(name, option, total, self.fits(total))
 
     def _smaller_batch(self) -> Change:

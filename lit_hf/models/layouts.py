@@ -116,13 +116,19 @@ def ddp(peaks: Peaks, devices: int) -> Layout:
     )
 
 
-def fsdp(peaks: Peaks, size: Sizes, devices: int) -> Layout:
+def fsdp(peaks: Peaks, activations: float, size: Sizes, devices: int) -> Layout:
     """Return what is left where weights, gradients and optimizer state are shared out, and layers gathered in turn.
 
     Gathered at once are what is in no layer, which stays from forward to backward, a layer, and the next one, which is
     fetched meanwhile; and a layer's gradients until they are summed (`torch.distributed.fsdp.fully_shard`). Weights are
     gathered for forward and for backward, gradients are summed once: (n - 1) / n of each from each device (Rajbhandari
     et al., "ZeRO", 2020, section 7.2.2: half as much again as DDP).
+
+    Args:
+        peaks: Of one device.
+        activations: Bytes of activations where the weights are of the type that is computed in.
+        size: Of the model.
+        devices: Among which everything is shared out.
     """
     ring = (devices - 1) / devices
     gathered = size.layer * size.layers + size.rest
@@ -131,7 +137,7 @@ def fsdp(peaks: Peaks, size: Sizes, devices: int) -> Layout:
         peaks.weights / devices,
         peaks.gradients / devices,
         peaks.optimizer / devices,
-        peaks.activations,
+        activations,
         buffers=size.rest + 2 * size.layer + size.layer_gradients,
         sent_a_batch=ring * (2 * gathered + size.layer_gradients * size.layers),
     )

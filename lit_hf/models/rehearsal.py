@@ -231,8 +231,7 @@ class _Counter(TorchDispatchMode):
         if is_fake and func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             indices = [part for index in args[1] for part in _whole_numbers(index)]
             args = (args[0], indices, *args[2:])
-        with self.fake:
-            outputs = func(*args, **kwargs)
+        outputs = self.fake.dispatch(func, (), args, kwargs)
         if not is_fake and _are_small_numbers(outputs):
             return func(*args, **{**kwargs, "device": "cpu"} if kwargs.get("device") is not None else kwargs)
         return outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -152,6 +153,7 @@ def _load_adapted(
     from peft import PeftConfig, PeftModel
     from safetensors import safe_open
 
+    from lit_hf.models.adapter_losses import leave_loss_alone
     from lit_hf.models.vocabulary import grow, ungrow
 
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -174,7 +176,11 @@ def _load_adapted(
         from lit_hf.models.quantization import prepare
 
         model = prepare(model)
-    return cast("PreTrainedModel", PeftModel.from_pretrained(model, str(folder)))
+    with warnings.catch_warnings():  # AdaLoRA's ranks are not those of LoRA, with which PEFT compares them
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        adapted_model = PeftModel.from_pretrained(model, str(folder))
+    leave_loss_alone(adapted_model)
+    return cast("PreTrainedModel", adapted_model)
 
 
 def _quantized(

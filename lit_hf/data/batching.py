@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader
 from lit_hf.data.order import BatchOrder
 from lit_hf.task import Batch, Collator, Sizes
 
+TRIAL_ROWS = 2
+"""Rows of the batches of a sanity check: it is to find out early whether an evaluation works, not to take its time."""
+
 FILLER = Sizes(rows=0, tokens=0, padded_tokens=0, targets=0, step_targets=0)
 """The sizes of a batch that only keeps a rank in step with the others."""
 
@@ -33,6 +36,7 @@ class BatchLoader:
         num_workers: Worker processes; 0 collates in this one.
         pin_memory: Copy batches to page-locked memory, from which a GPU reads faster.
         limit: How much of an epoch is used, as Lightning's `limit_train_batches`: a number of batches, or a share.
+        is_trial: Says whether an iteration is for a sanity check: its batches have the first few rows only.
         clock: Returns seconds.
 
     Attributes:
@@ -52,6 +56,7 @@ class BatchLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         limit: int | float = 1.0,
+        is_trial: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.rows = rows
@@ -60,6 +65,7 @@ class BatchLoader:
         self.start = 0
         self.seconds_waited = 0.0
         self._limit = limit
+        self._is_trial = is_trial
         self._clock = clock
         self._part = _Part(order)
         self._loader: DataLoader[Any] = DataLoader(
@@ -97,6 +103,7 @@ class BatchLoader:
 
     def _batches(self, start: int) -> Iterator[Batch]:
         self._part.start, self._part.stop = start, self._stop
+        self._part.rows = TRIAL_ROWS if self._is_trial() else None
         batches, filler = iter(self._loader), len(self) - 1 if self.sampler.ends_with_filler else -1
         for first in range(start, self._part.stop, self.accumulate):
             step = list(islice(batches, self.accumulate))
@@ -113,10 +120,11 @@ class _Part:
 
     def __init__(self, order: BatchOrder) -> None:
         self.start, self.stop = 0, len(order)
+        self.rows: int | None = None
         self._order = order
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._order.batches(self.start, self.stop)
+        return (rows[: self.rows] for rows in self._order.batches(self.start, self.stop))
 
 
 class _CountingCollator:

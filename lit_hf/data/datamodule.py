@@ -317,6 +317,7 @@ class LitDataModule(LightningDataModule):
             num_workers=(_default_workers() if on_gpu else 0) if self.num_workers is None else self.num_workers,
             pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
             limit=steps.limit_train_batches if steps is not None else 1.0,
+            is_trial=lambda: self.trainer is not None and self.trainer.sanity_checking,
         )
 
     def _shard(self) -> tuple[int, int]:

@@ -259,9 +259,8 @@ def trainer(folder: Path, **settings: object) -> Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return Trainer(
-        max_epochs=2, accelerator="cpu", devices=1, default_root_dir=folder, num_sanity_val_steps=0, **quiet, **settings
-    )
+    short = {"max_epochs": 2, "num_sanity_val_steps": 0}
+    return Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **quiet, **short | settings)
 
 
 def test_lightning_fits_validates_and_tests_on_it(source: Source, tiny_text_model: Path, tmp_path: Path) -> None:
@@ -276,6 +275,17 @@ def test_lightning_fits_validates_and_tests_on_it(source: Source, tiny_text_mode
     epochs = [[ids for kind, number, ids in model.seen if (kind, number) == ("train", epoch)] for epoch in (0, 1)]
     assert epochs[0] != epochs[1]
     assert [number for kind, number, _ in model.seen if kind == "test"] == [3]
+
+
+def test_a_sanity_check_takes_a_few_rows_and_a_validation_all(
+    source: Source, tiny_text_model: Path, tmp_path: Path
+) -> None:
+    model = Counting()
+    runner = trainer(tmp_path, num_sanity_val_steps=1, max_epochs=1)
+
+    runner.fit(model, datamodule=module(source, tiny_text_model, batch_size=8))
+
+    assert [rows for kind, rows, _ in model.seen if kind == "validation"] == [2, 5]
 
 
 def test_overfitting_on_a_batch_has_the_same_one_in_every_epoch(

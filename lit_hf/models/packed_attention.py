@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lit_hf.errors import Problem
@@ -104,22 +103,17 @@ def _by_kernel(
 def _by_document(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, window: int | None, dropout: float, scaling: float | None
 ) -> Tensor:
-    """Attend document by document, and at once to those of equal length that follow each other."""
-    if key.shape[1] != query.shape[1]:
-        key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
-    runs = [(length, len(list(run))) for length, run in groupby(bounds.diff().tolist())]
-    sizes = [length * count for length, count in runs]
+    lengths, grouped = bounds.diff().tolist(), query.shape[1] != key.shape[1]
     # split, not slices: the gradient of a slice is as large as the whole
-    parts = zip(*(states[0].split(sizes, dim=1) for states in (query, key, value)), strict=True)
+    documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), lengths, strict=True)
     outputs = []
-    for (length, count), states in zip(runs, parts, strict=True):
-        queries, keys, values = (part.unflatten(1, (count, length)).transpose(0, 1) for part in states)
+    for queries, keys, values, length in documents:
         mask = _band(length, window, query.device) if window is not None and length > window else None
         output = scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
+            queries, keys, values, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None]
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, dim=1)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
@@ -134,8 +128,9 @@ def make_mask(
 
     It then asks for a mask although nothing is padded: causality alone does not do.
     """
-    causal = kwargs.get("allow_is_causal_skip", True) or kwargs.get("use_vmap", False)
-    if attention_mask is None and batch_size == 1 and q_length > 1 and not causal:
+    is_plain = kwargs.get("allow_is_causal_skip", True)
+    is_custom = kwargs.get("use_vmap", False)
+    if attention_mask is None and batch_size == 1 and q_length > 1 and not is_plain and not is_custom:
         return torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device)
     return sdpa_mask(batch_size, q_length, attention_mask=attention_mask, device=device, **kwargs)
 

@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_documents_of_a_language_model_stay_whole_up_to_the_limit(folder: Path) 
     found: list[list[int]] = []
     for batch in batches(CausalLM(), packing=True):
         bounds = batch["cu_seq_lens_q"].tolist()
-        found += [batch["input_ids"][0, start:end].tolist() for start, end in zip(bounds, bounds[1:], strict=False)]
+        found += [batch["input_ids"][0, start:end].tolist() for start, end in pairwise(bounds)]
 
     documents = [[*ids(row), ids("</s>")] for row in rows]
     blocks = [document[start : start + 32] for document in documents for start in range(0, len(document), 32)]
@@ -188,6 +189,26 @@ def test_a_packed_run_goes_on_where_it_ended(config: dict[str, Any]) -> None:
 
     assert losses(column="val/loss")[-1] == pytest.approx(losses("whole", "val/loss")[-1], rel=1e-5)
     assert losses() == pytest.approx(losses("whole"), rel=1e-5)
+
+
+def test_packed_pairs_are_compared_with_the_reference_of_the_rows(folder: Path) -> None:
+    config = {
+        "name": "pairs",
+        "task": {"class_path": "Preference"},
+        "model": {"config": preferences.MODEL},
+        "data": {
+            "source": preferences.write(folder, preferences.texts(24)),
+            "tokenizer": {"checkpoint": "tokenizer"},
+            "batch_size": 4,
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1},
+    }
+    packed = {**config, "name": "packed_pairs", "data": {**config["data"], "packing": True, "batch_tokens": 120}}
+
+    assert fit(config) == fit(packed) == 0
+
+    # before the first step model and reference are the same, however their rows are batched
+    assert losses("pairs")[0] == pytest.approx(losses("packed_pairs")[0], abs=1e-6) == pytest.approx(0.693147, abs=1e-5)
 
 
 def test_what_cannot_be_packed_is_refused_at_once(config: dict[str, Any], capsys: pytest.CaptureFixture) -> None:

@@ -89,11 +89,11 @@ class StepClock:
         self._known = tokens_by_step
         self._tokens = 0
 
-    def start(self) -> None:
-        """Listen to the optimizers of this process."""
+    def start(self) -> Any:
+        """Listen to the optimizers of this process, until what is returned is asked to `remove` that."""
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        register_optimizer_step_post_hook(self._stepped)
+        return register_optimizer_step_post_hook(self._stepped)
 
     def count(self, model: Any) -> None:
         """Count the tokens that a model is trained on; of several inputs, as of an encoder and a decoder, the first."""

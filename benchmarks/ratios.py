@@ -31,7 +31,7 @@ def _compare(workload: str, peer: str, runs: Sequence[Run]) -> dict[str, Any]:
     ours = {run["round"]: run for run in runs if run["workload"] == workload and run["peer"] == OURS}
     theirs = {run["round"]: run for run in runs if run["workload"] == workload and run["peer"] == peer}
     pairs = [(ours[number], theirs[number]) for number in ours if number in theirs]
-    speeds = [(one["tokens_per_second"], other["tokens_per_second"]) for one, other in pairs]
+    speeds = [(one.get("tokens_per_second"), other.get("tokens_per_second")) for one, other in pairs]
     by_round = [one / other for one, other in speeds if one and other]
     memory, peer_memory = median(ours.values(), "memory"), median(theirs.values(), "memory")
     return {

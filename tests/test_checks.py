@@ -2,6 +2,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lit_hf.checks import (
     clipping_problems,
@@ -10,6 +11,7 @@ from lit_hf.checks import (
     monitor_problems,
     monitored,
     precision_problems,
+    quantization_problems,
 )
 from lit_hf.tasks import TextClassification
 
@@ -52,8 +54,8 @@ def test_patience_needs_a_validation_split(task):
 def test_a_disk_that_is_too_small_is_told_with_both_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3_000_000_000))
     # three checkpoints of a weight and two moments, four bytes each: 36 bytes a parameter
-    assert not list(disk_problems(tmp_path, trainable=80_000_000, total=80_000_000))
-    (problem,) = disk_problems(tmp_path, trainable=100_000_000, total=100_000_000)
+    assert not list(disk_problems(tmp_path, trainable=80_000_000, stored=80_000_000))
+    (problem,) = disk_problems(tmp_path, trainable=100_000_000, stored=100_000_000)
     assert "3.0 GB free" in problem.what
     assert "3.6 GB" in problem.what
 
@@ -106,3 +108,20 @@ def test_fused_kernels_that_scale_gradients_cannot_be_clipped():
     assert not list(clipping_problems("16-mixed", 0, fused=True))
     assert not list(clipping_problems("bf16-mixed", 1.0, fused=True))
     assert not list(clipping_problems("16-mixed", 1.0, fused=False))
+
+
+@pytest.mark.parametrize(("strategy", "precision"), [("auto", "32-true"), ("ddp", "bf16-mixed"), (DDPStrategy(), None)])
+def test_quantized_weights_train_with_a_copy_on_each_rank(strategy, precision):
+    assert list(quantization_problems(strategy, precision)) == []
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", ModelParallelStrategy()])
+def test_strategies_that_cut_quantized_weights_are_refused(strategy):
+    (problem,) = quantization_problems(strategy, "32-true")
+    assert problem.where == "trainer.strategy" and "ddp" in problem.cure
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", 64])
+def test_precisions_that_turn_all_weights_into_one_type_are_refused_beside_quantized_ones(precision):
+    (problem,) = quantization_problems("auto", precision)
+    assert problem.where == "trainer.precision" and "bf16-mixed" in problem.cure

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from lit_hf.errors import InputError, LitHFError, Problem
-from lit_hf.models.quantization import dequantize, name_of, stored_quantization
+from lit_hf.models.quantization import dequantize, name_of, stored_quantization, unmark
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,9 @@ def merge(model: PeftModel) -> PreTrainedModel:
 
 def _merge_quantized(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     """Merge in full precision: PEFT would quantize the merged weights again, and lose most of the adapter by that."""
-    base = dequantize(copy.deepcopy(model).unload())
+    copied = copy.deepcopy(model)
+    unmark(cast("PreTrainedModel", copied.get_base_model()))  # as PEFT refuses to take some adapters off such models
+    base = dequantize(copied.unload())
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         adapted = PeftModel.from_pretrained(base, folder)

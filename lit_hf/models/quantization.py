@@ -188,11 +188,16 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pr
     for name, module in list(model.named_modules()):
         if is_quantized(module):
             model.set_submodule(name, _plain(module, dtype))
-    cast(Any, model).hf_quantizer.remove_quantization_config(model)
-    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if hasattr(model, flag):
-            setattr(model, flag, False)
+    cast(Any, model).hf_quantizer.remove_quantization_config(unmark(model))
     return model.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
+
+
+def unmark(model: PreTrainedModel) -> PreTrainedModel:
+    """Take back what transformers notes on a model of bitsandbytes."""
+    for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(model, mark):
+            setattr(model, mark, False)
+    return model
 
 
 def _plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -80,7 +80,7 @@ def assert_same(one, two, steps, without=()):
 
 
 def assert_same_weights(one, two):
-    first, second = (torch.load(run.last, weights_only=True)["state_dict"] for run in (one, two))
+    first, second = (torch.load(run.checkpoint("last"), weights_only=True)["state_dict"] for run in (one, two))
     torch.testing.assert_close(second, first, atol=1e-4, rtol=1e-3)
 
 
@@ -224,6 +224,19 @@ def test_an_adapter_with_accumulated_batches(folder, tiny_text_model):
     one, (two, told) = fit_alone(folder, "one", 8, *accumulate), fit_together(folder, "two", 4, *accumulate)
     # hardly anything is learnt, so that rows are nearly of the same probability and may change places
     assert_same(one, two, steps=10, without=["val/auroc"])
+    assert_same_weights(one, two)
+    assert_told_once(told)
+
+
+def test_an_adapter_on_quantized_weights_goes_on_where_it_was(folder, tiny_text_model):
+    adapter = {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "target_modules": "all-linear"}}
+    quantization = {"class_path": "transformers.BitsAndBytesConfig", "init_args": {"load_in_4bit": True}}
+    model = {"checkpoint": str(tiny_text_model), "adapter": adapter, "quantization": quantization}
+    write(folder, {"class_path": "TextClassification"}, model, *opinions(), SGD)
+    fit_alone(folder, "one", 16), fit_together(folder, "two", 8)
+    more = ("--trainer.max_epochs", "3")
+    one, (two, told) = fit_alone(folder, "one", 16, *more), fit_together(folder, "two", 8, *more)
+    assert_same(one, two, steps=15, without=["val/auroc"])
     assert_same_weights(one, two)
     assert_told_once(told)
 

@@ -89,10 +89,10 @@ def column(run, name):
 
 
 def test_qlora_from_fit_to_a_merged_model(folder, capsys):
-    fit = ["fit", "--debug", "-c", "tiny.yaml", "-c", QLORA, "--model.optimizer.init_args.lr", "0.02"]
+    fit = ["fit", "-c", "tiny.yaml", "-c", QLORA, "--model.optimizer.init_args.lr", "0.02"]
     assert main(fit) == 0
     run = RunFolder("runs/tiny")
-    first = torch.load(run.last, weights_only=True)
+    first = torch.load(run.checkpoint("last"), weights_only=True)
     assert first["global_step"] == 6
     # neither the frozen base nor its quantization constants are stored
     assert {name.split(".")[-1] for name in first["state_dict"]} == {"weight", "bias"}
@@ -100,7 +100,7 @@ def test_qlora_from_fit_to_a_merged_model(folder, capsys):
 
     assert main([*fit, "--trainer.max_epochs", "6"]) == 0
     assert "resuming runs/tiny from step 6" in capsys.readouterr().err
-    assert torch.load(run.last, weights_only=True)["global_step"] == 18
+    assert torch.load(run.checkpoint("last"), weights_only=True)["global_step"] == 18
     losses = column(run, "val/loss")
     assert len(losses) == 6 and losses[-1] < losses[0]
 

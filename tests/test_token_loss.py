@@ -1,5 +1,8 @@
 import copy
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -365,6 +368,14 @@ def test_log_probabilities_are_the_plain_model_s(small_chunks):
         )  # fmt: skip
 
 
+@pytest.mark.slow
+def test_two_ranks_have_the_gradients_of_one():
+    script = Path(__file__).with_name("ranks_of_token_loss.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # memory and masks
 
 
@@ -505,3 +516,20 @@ def test_a_compiled_model_trains_and_generates_as_before(small_chunks):
     assert_same(lean(model, batch, 0.0, True), expected)
     torch.testing.assert_close(model(input_ids=batch["input_ids"]).logits, logits)
     assert_same(lean(model, batch, 0.0, True), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("package", ["liger_kernel", "cut_cross_entropy"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere"])
+def test_fused_kernels_are_as_near_as_their_precision(package, name, monkeypatch):
+    pytest.importorskip(package)
+    monkeypatch.setattr(output_head, "_is_installed", lambda other: other == package)
+    model, batch = copy.deepcopy(model_of("decoder", name)).cuda(), batch_of("decoder")
+    batch = {key: value.cuda() for key, value in batch.items()}
+    with torch.autocast("cuda", torch.bfloat16):
+        found, expected = lean(model, batch, 0.0, True), plain(model, batch)
+    torch.testing.assert_close(found[0], expected[0], rtol=5e-3, atol=0)
+    head = model.get_output_embeddings().weight
+    exact = next(key for key, value in model.named_parameters() if value is head)
+    torch.testing.assert_close(found[1][exact], expected[1][exact], rtol=0.1, atol=1e-2)

@@ -183,6 +183,20 @@ def test_a_total_length_replaces_that_of_the_answer(tokenizer, model):
     assert row["generated_text"] == tokenizer.decode(new, skip_special_tokens=True)
 
 
+def test_labels_are_smoothed_in_training_only(tokenizer, model):
+    task = CausalLM(block_length=8, label_smoothing=0.2)
+    task.bind(tokenizer)
+    batch = batch_of(task)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].flatten(0, 1)
+    plain, smoothed = (
+        functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=share) for share in (0, 0.2)
+    )
+    torch.testing.assert_close(task.forward(model, batch).loss, plain)
+    torch.testing.assert_close(task.forward(model.train(), batch).loss, smoothed)
+    with pytest.raises(InputError, match=r"task\.label_smoothing"):
+        CausalLM(label_smoothing=-0.1)
+
+
 @pytest.mark.parametrize("settings", [{"max_new_token": 3}, {"num_return_sequences": 2, "num_beams": 2}])
 def test_unknown_settings_of_generation_are_refused(settings):
     with pytest.raises(InputError, match=r"task\.generation\.num_return_sequences|no such setting"):

@@ -66,6 +66,23 @@ def test_the_loss_and_its_gradients_are_those_of_the_plain_model(model, train_on
     assert trained.sum() == (batch["labels"] != -100).sum()
 
 
+def test_labels_are_smoothed_in_training_only(model):
+    task = bound(label_smoothing=0.2)
+    batch = batch_of(task, task.encode({"messages": [[ASKED, ANSWERED, AGAIN, OTHER], [ASKED, ANSWERED]]}))
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].flatten(0, 1)
+    plain, smoothed = (
+        torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=share)
+        for share in (0.0, 0.2)
+    )
+    torch.testing.assert_close(task.forward(model, batch).loss, plain)
+    try:
+        torch.testing.assert_close(task.forward(model.train(), batch).loss, smoothed)
+    finally:
+        model.eval()
+    with pytest.raises(InputError, match=r"task\.label_smoothing: 1\.5 is not in \[0, 1\)"):
+        Chat(label_smoothing=1.5)
+
+
 def test_the_metrics_are_over_all_trained_tokens_of_all_batches(model):
     task = bound()
     metrics = task.metrics()

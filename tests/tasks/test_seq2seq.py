@@ -116,6 +116,19 @@ def test_loss_and_gradients_are_the_plain_model_s(tokenizer, kind):
         assert torch.allclose(gradients[name], parameter.grad, atol=1e-6), name
 
 
+def test_labels_are_smoothed_in_training_only(tokenizer):
+    task = bound(tokenizer, label_smoothing=0.2)
+    model, batch = model_of(task).eval(), batch_of(task, ROWS, training=True)
+    logits = model(**batch).logits.flatten(0, 1)
+    plain, smoothed = (
+        torch.nn.functional.cross_entropy(logits, batch["labels"].flatten(), label_smoothing=share)
+        for share in (0.0, 0.2)
+    )
+    torch.testing.assert_close(task.forward(model, batch).loss, plain)
+    model.training = True  # but no module in it: dropout stays off
+    torch.testing.assert_close(task.forward(model, batch).loss, smoothed)
+
+
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_a_model_from_scratch_starts_and_ends_with_the_tokenizer_s_tokens(tokenizer, kind):
     model = model_of(bound(tokenizer), kind)

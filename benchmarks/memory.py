@@ -26,23 +26,22 @@ FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "full": {},
-    "full, 512 tokens": {"length": 512},
+    "LoRA on nf4": {"model": {"adapter": LORA}, "quantization": FOUR},
+    "LoRA on 8 bits": {"model": {"adapter": LORA}, "quantization": {"load_in_8bit": True}},
     "full, 16k words": {"words": 16000},
     "full, checkpointing": {"model": {"gradient_checkpointing": True}},
-    "full, checkpointing, 512 tokens": {"model": {"gradient_checkpointing": True}, "length": 512},
+    "full, 512 tokens": {"length": 512},
+    "LoRA": {"model": {"adapter": LORA}},
+    "LoRA on nf4, checkpointing": {"model": {"adapter": LORA, "gradient_checkpointing": True}, "quantization": FOUR},
     "full, bf16-mixed": {"precision": "bf16-mixed"},
-    "full, bf16-true": {"precision": "bf16-true"},
-    "full, SGD": {"model": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}}},
     "full, 8-bit AdamW": {
         "model": {"optimizer": {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 0.001}}}
     },
-    "LoRA": {"model": {"adapter": LORA}},
-    "LoRA, checkpointing": {"model": {"adapter": LORA, "gradient_checkpointing": True}},
-    "LoRA on nf4": {"model": {"adapter": LORA}, "quantization": FOUR},
-    "LoRA on nf4, checkpointing": {"model": {"adapter": LORA, "gradient_checkpointing": True}, "quantization": FOUR},
-    "LoRA on 8 bits": {"model": {"adapter": LORA}, "quantization": {"load_in_8bit": True}},
+    "full, checkpointing, 512 tokens": {"model": {"gradient_checkpointing": True}, "length": 512},
     "BERT, full": {"model_type": "bert"},
-    "GPT-2, full": {"model_type": "gpt2"},
+    "LoRA, checkpointing": {"model": {"adapter": LORA, "gradient_checkpointing": True}},
+    "full, SGD": {"model": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}}},
+    "full, bf16-true": {"precision": "bf16-true"},
 }
 
 SHAPES = {
@@ -54,7 +53,6 @@ SHAPES = {
         "intermediate_size": 1024,
     },
     "bert": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536},
-    "gpt2": {"n_embd": 384, "n_layer": 6, "n_head": 6},
 }
 
 
@@ -62,8 +60,6 @@ def config_of(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a run that starts from random weights."""
     kind, words, length = settings.get("model_type", "llama"), settings.get("words", 4000), settings.get("length", 256)
     shape = {"model_type": kind, **SHAPES[kind], "max_position_embeddings": length}
-    if kind == "gpt2":
-        shape["n_positions"] = shape.pop("max_position_embeddings")
     model: dict[str, Any] = {**settings.get("model", {})}
     model["config"] = shape
     task = {"class_path": "CausalLM", "init_args": {"text": "code", "block_length": length}}
@@ -161,6 +157,7 @@ def measure(name: str) -> dict[str, Any]:
         peak = Peak()
         cli.config_init.trainer["callbacks"] = [peak]
         trainer = cli.make_trainer("fit")
+        cli.save_inputs()
         trainer.fit(cli.model, datamodule=cli.datamodule)
     parameters = sum(one.numel() for one in planner.case.module.skeleton().parameters())
     return {
@@ -192,9 +189,10 @@ def main() -> None:
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(_line(rows[-1]), flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "memory.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (options.output / "memory.md").write_text(_page(rows))
+        # after each one, so that an interrupted run has what it measured
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "memory.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (options.output / "memory.md").write_text(_page(rows))
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -191,7 +191,7 @@ class Planner:
 
         def optimizer(model: nn.Module) -> torch.optim.Optimizer:
             groups = parameter_groups(model, case.module.rates)
-            return build_optimizer(case.module.optimizer, groups, fuse=not is_scaled)
+            return build_optimizer(case.module.optimizer, groups, is_scaled)
 
         return step_memory(self._skeleton(case.module), forward, optimizer, case.setting)
 

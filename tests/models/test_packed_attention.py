@@ -192,3 +192,16 @@ def test_learnt_prompts_are_refused():
     assert "before each of the documents" in problem.what
     assert not list(prompt_problems(peft.LoraConfig()))
     assert not list(prompt_problems(None))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gpt2"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_a_gpu_reads_packed_documents_as_a_cpu_does(family, dtype, tolerance):
+    expected = apart(tiny(family))[0]
+    row = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in packed_row().items()}
+
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        logits = tiny(family, PACKED).cuda()(**row).logits
+
+    torch.testing.assert_close(logits.float().cpu(), expected, rtol=tolerance, atol=tolerance * float(expected.std()))

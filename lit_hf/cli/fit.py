@@ -15,8 +15,9 @@ from lit_hf.checkpoints import STATE, newest_valid
 from lit_hf.checks import monitored
 from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
 from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
-from lit_hf.errors import Preempted, Problem, raise_problems
+from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
+from lit_hf.run import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
         if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
             _say_finished(cli)
             return
-    checkpoint = _newest(cli) if record else None
+    checkpoint = _newest(cli.run) if record else None
     # a damaged one is told now, not after the model is built
     state: dict[str, Any] = read_checkpoint(checkpoint) if checkpoint else {"global_step": 0}
     reached = state["global_step"]
@@ -81,29 +82,44 @@ def run(arguments: Sequence[str]) -> None:
         _finish(cli)
 
 
-def _newest(cli: TrainerCLI) -> Path | None:
-    """Return the newest valid checkpoint's state, and say which newer ones cannot be used."""
-    newest, skipped = newest_valid(cli.run.checkpoints)
+def _newest(run: RunFolder) -> Path | None:
+    """Return the newest valid checkpoint's state, and say which newer ones cannot be used.
+
+    Raises:
+        InputError: If there are checkpoints, and none is valid: starting anew would write over what was logged.
+    """
+    newest, skipped = newest_valid(run.checkpoints)
+    if newest is None:
+        cure = f"Bring one back; or remove {run.checkpoints} to start anew, or start another run: --name <name>."
+        raise_problems(
+            Problem(str(folder), f"the checkpoint cannot be used: {reason}.", cure) for folder, reason in skipped
+        )
+        return None
     for folder, reason in skipped:
         log.warning("the checkpoint %s is skipped: %s.", folder, reason)
-    if newest is None and skipped:
-        log.warning("no checkpoint of the run %s is valid, so it starts anew.", cli.run.path)
-    return newest and newest / STATE
+    return newest / STATE
 
 
 def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException as error:
-        raise Preempted(
-            Problem(
-                str(cli.run.path), "the process was told to end.", "The same command goes on from the last checkpoint."
-            )
-        ) from error
+        raise Preempted(Problem(str(cli.run.path), "the process was told to end.", _kept(cli.run))) from error
+    except TrainingError as error:
+        *others, last = error.problems
+        raise TrainingError(*others, last._replace(cure=f"{last.cure} {_kept(cli.run)}".strip())) from error
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from error
         raise
+
+
+def _kept(run: RunFolder) -> str:
+    """Say what a run that ended too early has left to go on from; what was being written is written by now."""
+    newest = newest_valid(run.checkpoints).folder
+    if newest is None:
+        return "No checkpoint had been saved yet."
+    return f"The last checkpoint is {newest}; the same command goes on from there."
 
 
 def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

@@ -230,7 +230,7 @@ class TrainerCLI(LightningCLI):
         if settings["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in given):
             own.append(Progress(throughput))
         if stage == "fit":
-            own += [throughput, ValidateAtLastStep(), StopOnNonFinite(self.run)]
+            own += [throughput, ValidateAtLastStep(), StopOnNonFinite()]
             own += [RunRecorder(self.run, throughput, self.fingerprints), ExactResume(self.datamodule.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []

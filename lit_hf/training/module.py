@@ -265,7 +265,8 @@ class LitModule(LightningModule):
         if not self.trainer.sanity_checking:
             values = {"loss": mean.compute(), **metrics.compute()}
             self.results = {f"{split}/{name}": value.tolist() for name, value in values.items()}
-            self.log_dict({name: value for name, value in self.results.items() if isinstance(value, float)})
+            numbers = {name: float(value) for name, value in self.results.items() if isinstance(value, float | int)}
+            self.log_dict(numbers)
         mean.reset()
         metrics.reset()
 

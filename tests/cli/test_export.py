@@ -6,6 +6,7 @@ import shutil
 import pytest
 from transformers import AutoModelForSequenceClassification, pipeline
 
+from lit_hf.checkpoints import MANIFEST, STATE, folder_name, found
 from lit_hf.cli.main import main
 from lit_hf.inference.predictor import Predictor
 from tests.classifiers import TEXTS
@@ -80,23 +81,28 @@ def test_predict_finds_the_run_of_a_config(trained, capsys):
     assert json.loads(capsys.readouterr().out)["text"] == TEXTS[0]
 
 
-def test_the_last_checkpoint_is_exported_where_it_is_asked_for(run, tmp_path):
-    (run / "checkpoints" / "best.ckpt").unlink()
+@pytest.fixture
+def spoiled(run):
+    """The run with an older best checkpoint, whose state is cut off."""
+    checkpoints = run / "checkpoints"
+    newest, *_ = found(checkpoints)
+    older = checkpoints / folder_name(1)
+    shutil.copytree(newest, older)
+    (older / STATE).write_bytes(b"cut")
+    manifest = json.loads((newest / MANIFEST).read_text())
+    (newest / MANIFEST).write_text(json.dumps({**manifest, "best": {"name": older.name, "value": 1.0}}))
+    return run
+
+
+def test_the_last_checkpoint_is_exported_where_it_is_asked_for(spoiled, tmp_path):
+    run = spoiled
     assert main(["export", str(run), "--checkpoint", "last", "--output", str(tmp_path / "last")]) == 0
     assert (tmp_path / "last" / "adapter_model.safetensors").is_file()
 
 
-def test_a_run_without_the_checkpoint_is_told(run, capsys):
-    (run / "checkpoints" / "best.ckpt").unlink()
-    assert main(["export", str(run)]) == 2
-    assert "--checkpoint last" in capsys.readouterr().err
-
-
-def test_a_truncated_checkpoint_is_named(run, capsys):
-    path = run / "checkpoints" / "best.ckpt"
-    path.write_bytes(path.read_bytes()[:2000])
-    assert main(["export", str(run)]) == 2
-    assert str(path) in capsys.readouterr().err
+def test_a_run_without_a_valid_best_checkpoint_is_told(spoiled, capsys):
+    assert main(["export", str(spoiled)]) == 2
+    assert "no valid best checkpoint" in (told := capsys.readouterr().err) and "--checkpoint last" in told
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):

@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
+from lit_hf.checkpoints import found
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
 
@@ -68,10 +69,11 @@ def test_a_run_leaves_a_folder_that_says_everything_about_it(folder, capsys):
     assert record["steps"] == 2 * 12
     assert record["parameters"]["total"] == record["parameters"]["trainable"]
     assert config["data"]["batch_size"] == 8
-    assert {path.name for path in run.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {run.checkpoint("best").parent.name, run.checkpoint("last").parent.name}
+    assert {path.name for path in run.checkpoints.iterdir()} == kept
     losses = [float(row["train/loss"]) for row in metrics() if row["train/loss"]]
     assert losses[-1] < losses[0]
-    best = torch.load(run.best, weights_only=True)
+    best = torch.load(run.checkpoint("best"), weights_only=True)
     exported = load_file(run.export / "model.safetensors")
     assert all(torch.equal(value, best["state_dict"][f"model.{name}"]) for name, value in exported.items())
     shown = capsys.readouterr().out
@@ -135,8 +137,8 @@ def test_nan_ends_the_run_with_the_last_good_checkpoint(folder, capsys):
     assert fit("-c", "poison.yaml", "--name", "tiny") == 3
     told = capsys.readouterr().err
     assert "step 16" in told
-    assert str(RunFolder("runs/tiny").last) in told
-    for path in (RunFolder("runs/tiny").best, RunFolder("runs/tiny").last):
+    assert str(RunFolder("runs/tiny").checkpoint("last").parent) in told
+    for path in (RunFolder("runs/tiny").checkpoint("best"), RunFolder("runs/tiny").checkpoint("last")):
         kept = torch.load(path, weights_only=True)
         assert kept["global_step"] == 12
         assert all(value.isfinite().all() for value in kept["state_dict"].values())
@@ -195,26 +197,54 @@ def test_a_run_does_not_go_on_with_other_batches(folder, capsys):
     assert "trainer.accumulate_grad_batches: the run 'tiny' was started with 1, now it is 2." in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_told_before_anything_changes(folder, capsys):
+def test_a_run_without_a_valid_checkpoint_is_told_before_anything_changes(folder, capsys):
     fit("--trainer.max_epochs", "1")
-    last = RunFolder("runs/tiny").last
+    last = RunFolder("runs/tiny").checkpoint("last")
     last.write_bytes(last.read_bytes()[:1000])
     before = RunFolder("runs/tiny").config.read_text()
     assert fit("--trainer.max_epochs", "2") == 2
-    assert "last.ckpt: the checkpoint cannot be read" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "step-00000012: the checkpoint cannot be used: state.ckpt has 1,000 bytes instead of" in told
     assert RunFolder("runs/tiny").config.read_text() == before
+
+
+def test_a_damaged_checkpoint_is_skipped_for_an_older_one_and_the_run_ends_as_if_nothing_had_happened(folder, capsys):
+    assert fit("--checkpoint_every", "5", "--name", "whole") == 0
+    run = RunFolder("runs/tiny")
+    assert fit("--checkpoint_every", "5", "--trainer.callbacks+=" + json.dumps(STOP_AFTER_20)) == 1
+    assert [path.name for path in found(run.checkpoints)] == ["step-00000020", "step-00000012"]
+    newest = run.checkpoint("last")
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    capsys.readouterr()
+    assert fit("--checkpoint_every", "5") == 0
+    assert "step-00000020 is skipped: state.ckpt is not what was written" in capsys.readouterr().err
+    for name in ("export/model.safetensors", "metrics.csv"):
+        assert (run.path / name).read_bytes() == (folder / "runs" / "whole" / name).read_bytes()
 
 
 def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(folder):
     fit("--trainer.max_epochs", "2")
-    best = torch.load("runs/tiny/checkpoints/best.ckpt", weights_only=True)
+    best = RunFolder("runs/tiny").checkpoint("best").parent.name
     (folder / "runs").rename(folder / "moved")
     spoil = [{"class_path": f"{__name__}.Forget", "init_args": {}}]
     (folder / "spoil.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": spoil}}))
     options = ["--name", "tiny", "--output_dir", "moved", "--trainer.max_epochs", "3"]
     assert fit("-c", "spoil.yaml", *options) == 0
-    kept = torch.load("moved/tiny/checkpoints/best.ckpt", weights_only=True)
-    assert kept["global_step"] == best["global_step"]
+    assert RunFolder("moved/tiny").checkpoint("best").parent.name == best
+
+
+STOP_AFTER_20 = [{"class_path": f"{__name__}.StopAfter", "init_args": {"steps": 20}}]
+
+
+class StopAfter(Callback):
+    """Fails right after some optimizer steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.steps:
+            raise RuntimeError("stopped")
 
 
 class Forget(Callback):

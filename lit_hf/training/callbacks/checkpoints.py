@@ -93,8 +93,12 @@ class RunCheckpoints(Checkpoint):
         """Wait for the last checkpoint."""
         self._writer.wait()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let what is being written come to its end."""
+        self._writer.close()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let what is being written come to its end, also after an error."""
+        """End the thread that writes."""
         self._writer.close()
 
     def _save(self, trainer: Trainer, *, validated: bool = False) -> None:

@@ -12,9 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn.utils import get_total_norm
 
-from lit_hf.checkpoints import newest_valid
 from lit_hf.errors import Problem, TrainingError
-from lit_hf.run import RunFolder
 
 _log = logging.getLogger("lit_hf")
 
@@ -30,12 +28,10 @@ class StopOnNonFinite(Callback):
     file as it was. It does not call it for checkpoints that hold the weights only.
 
     Args:
-        run: Where the last good checkpoint is.
         every_n_batches: How often an accelerator is waited for.
     """
 
-    def __init__(self, run: RunFolder, every_n_batches: int = 50) -> None:
-        self.run = run
+    def __init__(self, every_n_batches: int = 50) -> None:
         self.every_n_batches = every_n_batches
         self._losses: list[tuple[int, int, torch.Tensor]] = []
 
@@ -93,11 +89,9 @@ class StopOnNonFinite(Callback):
             raise self._error(step, epoch, f"training loss is {values[bad]}")
 
     def _error(self, step: int, epoch: int, what: str) -> TrainingError:
-        good = newest_valid(self.run.checkpoints).folder
-        kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved yet."
         cure = (
             "Try a lower learning rate (model.optimizer.init_args.lr), gradient clipping (trainer.gradient_clip_val), "
-            f"a wider precision (trainer.precision), and look for broken rows in the data. {kept}"
+            "a wider precision (trainer.precision), and look for broken rows in the data."
         )
         return TrainingError(Problem(f"step {step}, epoch {epoch}", f"the {what}.", cure))
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
 from lit_hf.errors import TrainingError
 from lit_hf.run import RunFolder
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
+from lit_hf.training.saving import CheckpointFiles, Writer
 from tests.training.callbacks.tiny import Batches, TinyModule, tiny_trainer
 
 
@@ -31,10 +32,10 @@ def spoil_from(first: int, value: float) -> Any:
 
 def fit(run: RunFolder, module: TinyModule, callback: Callback | None, **checkpoints: Any) -> None:
     """Train with checkpoints at the end of each epoch, whatever the metrics say, unless told otherwise."""
-    settings = {"filename": "best", "save_last": True, "enable_version_counter": False} | checkpoints
-    best = ModelCheckpoint(run.checkpoints, **settings)
+    best = RunCheckpoints(run, writer := Writer(), checkpoints.pop("monitor", None), "min", **checkpoints)
     callbacks = [best] if callback is None else [callback, best]
-    trainer = tiny_trainer(run.path, callbacks=callbacks, enable_checkpointing=True, max_epochs=3)
+    settings = {"enable_checkpointing": True, "max_epochs": 3, "plugins": [CheckpointFiles(writer)]}
+    trainer = tiny_trainer(run.path, callbacks=callbacks, **settings)
     trainer.fit(module, Batches(4), Batches(2))
 
 
@@ -49,22 +50,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_that_step(run: RunFolder, val
     module = TinyModule(spoil_from(6, value))
 
     with pytest.raises(TrainingError) as caught:
-        fit(run, module, StopOnNonFinite(run))
+        fit(run, module, StopOnNonFinite())
 
     message = str(caught.value)
     assert caught.value.exit_code == 3
     assert module.seen == 7
     assert message.startswith(f"step 7, epoch 2: the training loss is {value}.")
     assert "model.optimizer.init_args.lr" in message and "trainer.precision" in message
-    assert f"The last good checkpoint is {run.last}." in message
-    assert_good(run.best, 4)
-    assert_good(run.last, 4)
+    assert_good(run.checkpoint("best"), 4)
+    assert_good(run.checkpoint("last"), 4)
 
 
 def test_without_it_the_spoilt_weights_would_have_been_saved(run: RunFolder) -> None:
     fit(run, TinyModule(spoil_from(6, math.nan)), None)
 
-    assert not torch.load(run.last, weights_only=True)["state_dict"]["layer.weight"].isfinite().all()
+    assert not torch.load(run.checkpoint("last"), weights_only=True)["state_dict"]["layer.weight"].isfinite().all()
 
 
 def test_weights_that_one_step_spoils_are_not_saved(run: RunFolder) -> None:
@@ -73,40 +73,40 @@ def test_weights_that_one_step_spoils_are_not_saved(run: RunFolder) -> None:
         return (loss - loss.detach()).sqrt() if index == 7 else loss
 
     with pytest.raises(TrainingError, match="step 8, epoch 2: the weights are no longer finite"):
-        fit(run, TinyModule(spoil), StopOnNonFinite(run))
+        fit(run, TinyModule(spoil), StopOnNonFinite())
 
-    assert_good(run.best, 4)
-    assert_good(run.last, 4)
+    assert_good(run.checkpoint("best"), 4)
+    assert_good(run.checkpoint("last"), 4)
 
 
 def test_losses_that_were_not_read_yet_are_read_before_a_checkpoint(run: RunFolder) -> None:
     with pytest.raises(TrainingError, match="step 3, epoch 1: the training loss is nan"):
-        fit(run, TinyModule(spoil_from(2, math.nan)), Deferred(run), every_n_train_steps=1)
+        fit(run, TinyModule(spoil_from(2, math.nan)), Deferred(), every=1)
 
-    assert_good(run.best, 2)
-    assert_good(run.last, 2)
+    assert_good(run.checkpoint("best"), 2)
+    assert_good(run.checkpoint("last"), 2)
 
 
 def test_losses_that_were_not_read_yet_are_read_before_validation(run: RunFolder) -> None:
     module = TinyModule(spoil_from(2, math.nan), val_losses=[0.5])
 
     with pytest.raises(TrainingError, match="step 3, epoch 1: the training loss is nan"):
-        fit(run, module, Deferred(run))
+        fit(run, module, Deferred())
 
     assert module.val_losses == [0.5]
-    assert list(run.checkpoints.iterdir()) == []
+    assert run.checkpoint("last") is None
 
 
 def test_losses_that_were_not_read_yet_are_read_at_the_end_of_an_epoch(run: RunFolder) -> None:
-    trainer = tiny_trainer(run.path, callbacks=[Deferred(run)])
+    trainer = tiny_trainer(run.path, callbacks=[Deferred()])
 
-    with pytest.raises(TrainingError, match=r"step 4, epoch 1.*\n.*No checkpoint had been saved yet"):
+    with pytest.raises(TrainingError, match="step 4, epoch 1"):
         trainer.fit(TinyModule(spoil_from(3, math.inf)), Batches(4))
 
 
 def test_an_accelerator_is_asked_only_every_n_batches(run: RunFolder) -> None:
     module = TinyModule(spoil_from(2, math.nan))
-    trainer = tiny_trainer(run.path, callbacks=[Deferred(run, every_n_batches=4)])
+    trainer = tiny_trainer(run.path, callbacks=[Deferred(every_n_batches=4)])
 
     with pytest.raises(TrainingError, match="step 3, epoch 1: the training loss is nan"):
         trainer.fit(module, Batches(20))
@@ -116,20 +116,20 @@ def test_an_accelerator_is_asked_only_every_n_batches(run: RunFolder) -> None:
 
 def test_a_validation_loss_that_is_not_finite_is_warned_of(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="lit_hf"):
-        fit(run, TinyModule(val_losses=[0.5, math.nan, 0.4]), StopOnNonFinite(run), monitor="val/loss")
+        fit(run, TinyModule(val_losses=[0.5, math.nan, 0.4]), StopOnNonFinite(), monitor="val/loss")
 
     (record,) = [record for record in caplog.records if record.name == "lit_hf"]
     assert record.getMessage().startswith("the validation loss is nan in epoch 2, step 8, although the weights are")
-    assert_good(run.best, 12)
+    assert_good(run.checkpoint("best"), 12)
 
 
 def test_a_good_run_is_left_alone(run: RunFolder) -> None:
     module = TinyModule()
 
-    fit(run, module, StopOnNonFinite(run))
+    fit(run, module, StopOnNonFinite())
 
     assert module.seen == 12
-    assert_good(run.last, 12)
+    assert_good(run.checkpoint("last"), 12)
 
 
 def test_all_ranks_stop_when_one_has_a_bad_loss(run: RunFolder) -> None:

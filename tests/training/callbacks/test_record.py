@@ -13,13 +13,14 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_hf
 from lit_hf.run import RunFolder
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.record import RunRecorder, without_secrets
 from lit_hf.training.callbacks.throughput import Throughput
+from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.tracking import MetricsFile
 from tests.training.callbacks.tiny import Batches, TinyModule, tiny_trainer
 
@@ -33,12 +34,11 @@ def run(tmp_path: Path) -> RunFolder:
 
 def fit(run: RunFolder, module: TinyModule | None = None, *callbacks: Callback, **settings: Any) -> None:
     throughput = Throughput(warmup_batches=1)
-    best = ModelCheckpoint(
-        run.checkpoints, "best", monitor="val/loss", save_last=True, enable_version_counter=False
-    )  # fmt: skip
+    best = RunCheckpoints(run, writer := Writer(), "val/loss", "min")
     recorder = RunRecorder(run, throughput, {"data": "d1", "model": "m1"})
     ckpt_path = settings.pop("ckpt_path", None)
-    settings = {"enable_checkpointing": True, "max_epochs": 2} | settings
+    plugins = [CheckpointFiles(writer)]
+    settings = {"enable_checkpointing": True, "max_epochs": 2, "plugins": plugins} | settings
     trainer = tiny_trainer(run.path, callbacks=[throughput, recorder, best, *callbacks], **settings)
     trainer.fit(module or TinyModule(), Batches(4), Batches(2), ckpt_path=ckpt_path, weights_only=True)
 
@@ -66,7 +66,7 @@ def test_a_finished_run_is_recorded(run: RunFolder) -> None:
     assert record["seconds"] > 0
     assert (record["steps"], record["epochs"]) == (8, 2)
     assert record["metrics"] == {"val/loss": 0.5, "val/accuracy": 0.75}
-    assert record["best"] == {"metric": "val/loss", "value": 0.25, "checkpoint": "checkpoints/best.ckpt"}
+    assert record["best"] == {"metric": "val/loss", "value": 0.25, "checkpoint": "checkpoints/step-00000004"}
     assert record["parameters"] == {"trainable": 5, "total": 8}
     assert record["fingerprints"] == {"data": "d1", "model": "m1"}
     assert record["versions"] | {"transformers": 0, "datasets": 0, "peft": 0} == {
@@ -151,8 +151,8 @@ def test_a_resumed_run_keeps_its_earlier_starts(run: RunFolder) -> None:
         fit(run, None, Do(6, _fail))
     failed = run.read_record()
 
-    fit(run, None, ckpt_path=run.last, max_epochs=3)
-    fit(run, None, ckpt_path=run.last, max_epochs=4)
+    fit(run, None, ckpt_path=run.checkpoint("last"), max_epochs=3)
+    fit(run, None, ckpt_path=run.checkpoint("last"), max_epochs=4)
 
     record = run.read_record()
     assert (record["state"], record["steps"], record["error"]) == ("finished", 16, None)
@@ -166,7 +166,7 @@ def test_a_resumed_run_keeps_its_earlier_starts(run: RunFolder) -> None:
 def test_a_resumed_run_drops_the_logged_rows_of_steps_it_does_again(run: RunFolder) -> None:
     for number, stop_at in enumerate((7, None)):
         callbacks = [Do(stop_at, _fail)] if stop_at else []
-        settings = {"logger": [MetricsFile(run)], "ckpt_path": run.last if number else None}
+        settings = {"logger": [MetricsFile(run)], "ckpt_path": run.checkpoint("last") if number else None}
         if stop_at:
             with pytest.raises(RuntimeError):
                 fit(run, None, *callbacks, **settings)

@@ -104,6 +104,27 @@ def test_a_finished_run_is_not_trained_again_and_goes_on_with_more_epochs(folder
     assert steps == sorted(steps)
 
 
+def test_switches_of_the_model_reach_the_run_and_the_precision_is_told(folder, capsys):
+    options = ["--model.gradient_checkpointing", "true", "--model.freeze", "[embeddings]"]
+    assert fit("--trainer.max_epochs", "1", "--model.rates.layer_decay", "0.9", *options) == 0
+    assert "precision: 32-true" in capsys.readouterr().err
+    run = RunFolder("runs/tiny")
+    parameters = run.read_record()["parameters"]
+    assert 0 < parameters["trainable"] < parameters["total"]
+    groups = torch.load(run.last, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert {group.get("rate", 1) for group in groups} == {1, 0.9, 0.9**2}
+    assert all(group["fused"] for group in groups)
+
+
+def test_settings_of_model_and_trainer_that_contradict_each_other_are_refused(folder, capsys):
+    contradictions = ["--model.dtype", "bfloat16", "--trainer.precision", "16-mixed", "--model.attention", "spda"]
+    assert fit(*contradictions, "--model.optimizer.fused", "true") == 2
+    told = capsys.readouterr().err
+    assert "trainer.precision: 16-mixed computes in float16, but the weights are bfloat16." in told
+    assert "model.attention: no attention is named 'spda'." in told
+    assert "model.optimizer.init_args.fused" in told
+
+
 def test_a_run_is_not_resumed_with_other_settings(folder, capsys):
     fit("--trainer.max_epochs", "1")
     assert fit("--trainer.max_epochs", "2", "--data.batch_size", "4", "--task.label_smoothing", "0.1") == 2

@@ -112,8 +112,12 @@ class Adaptation:
         if task.needs_reference:
             yield from reference_problems(self.config)
         yield from token_problems(self.config, self.tokens)
-        if self.is_new:  # PEFT adds to the config of a run's adapter heads of all names
-            yield from adapter_problems(self.config, base)
+        if self.is_new:
+            # PEFT adds heads of all names to the config of an adapter that was trained
+            ignored = "" if self.checkpoint is None else ".modules_to_save"
+            yield from (
+                one for one in adapter_problems(self.config, base) if not ignored or not one.where.endswith(ignored)
+            )
 
     def weight_problems(self, adapted: PreTrainedModel | PeftModel) -> Iterator[Problem]:
         """Find weights of the adapter to start from that the adapted model has not, or has in another shape."""

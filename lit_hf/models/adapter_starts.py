@@ -105,4 +105,4 @@ def _layer_inputs(inputs: Any, counted: Tensor | None, name: str) -> Tensor:
     values = inputs[0] if isinstance(inputs, tuple | list) else inputs
     if counted is not None and values.shape[:-1] == counted.shape:
         return values[counted]
-    return values.reshape(-1, values.shape[-1])
+    return values.reshape(-1, values.shape[-1]).contiguous()

@@ -43,6 +43,7 @@ class Base:
         trust_remote_code: Run Python code that comes with the checkpoint.
         quantization: How to quantize the weights as they load.
         packing: Whether training rows hold several documents, which the attention keeps apart.
+        added_tokens: Tokens that the tokenizer may have beyond the checkpoint's vocabulary.
     """
 
     checkpoint: str | None = None
@@ -53,6 +54,7 @@ class Base:
     trust_remote_code: bool = False
     quantization: QuantizationConfigMixin | None = None
     packing: bool = False
+    added_tokens: int = 0
 
     @cached_property
     def pretrained_config(self) -> PreTrainedConfig:
@@ -218,7 +220,7 @@ class Base:
         yield from self._label_problems(task)
         yield from self._output_problems(task)
         words, vocabulary = len(task.tokenizer), config.get_text_config().vocab_size
-        if self.checkpoint is not None and words > vocabulary:
+        if self.checkpoint is not None and words > vocabulary + self.added_tokens:
             yield Problem(
                 "data.tokenizer",
                 f"the tokenizer has {words:,} tokens, the model's vocabulary only {vocabulary:,}.",

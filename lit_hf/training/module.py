@@ -95,6 +95,7 @@ class LitModule(LightningModule):
         super().__init__()
         self.task = task
         self.base = Base(checkpoint, revision, config or {}, dtype, attention, trust_remote_code, quantization, packing)
+        self.base.added_tokens = len(add_tokens or ())
         self.adaptation = Adaptation(adapter, adapter_checkpoint, merge_adapters or (), add_tokens or (), revision)
         self.frozen = freeze or []
         self.switches = Switches(gradient_checkpointing, compile, liger)

@@ -1,6 +1,6 @@
 """Hold the memory that `lit-hf plan` predicts against what training takes, and write both down.
 
-Each configuration trains a few steps in a process of its own, through lit-hf's own parser, data and Lightning module.
+Each configuration trains a few steps, through lit-hf's own parser, data and Lightning module.
 On a CPU the peak is that of the allocator: the weights as they lie there when training starts, and every allocation and
 release after that, as torch's profiler has them. On a GPU it is `torch.cuda.max_memory_allocated`. Neither shares
 anything with the prediction.
@@ -12,11 +12,10 @@ Example:
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -182,12 +181,8 @@ def main() -> None:
         return
     rows = []
     for name in CONFIGURATIONS:
-        command = [sys.executable, "-m", "benchmarks.memory", "--one", name]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
-            continue
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(measure(name))
+        gc.collect()
         print(_line(rows[-1]), flush=True)
         # after each one, so that an interrupted run has what it measured
         options.output.mkdir(parents=True, exist_ok=True)

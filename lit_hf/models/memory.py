@@ -108,7 +108,7 @@ def depths(model: nn.Module) -> Depth | None:
         for index in range(count)
     ]
     for period in range(1, count // 2):
-        for first in range(1, count - 2 * period):
+        for first in range(count - 2 * period):
             if all(kinds[index] == kinds[index - period] for index in range(first + period, count)):
                 few = max(2, first + period)
                 return Depth(count, few, period) if few + period < count else None

@@ -86,7 +86,7 @@ class StepClock:
         self.marks: list[Mark] = []
         self._memory = memory
         self._limit = limit
-        self._known = tokens_by_step
+        self.tokens_by_step = tokens_by_step
         self._tokens = 0
 
     def start(self) -> Any:
@@ -112,8 +112,8 @@ class StepClock:
 
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if self._known is not None:
-            self._tokens = sum(self._known[: len(self.marks) + 1])
+        if self.tokens_by_step is not None:
+            self._tokens = sum(self.tokens_by_step[: len(self.marks) + 1])
         self.marks.append(Mark(now, self._tokens, self._memory.peak()))
         if now - self.marks[0].seconds > self._limit:
             raise OutOfTime

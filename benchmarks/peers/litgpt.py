@@ -18,6 +18,7 @@ def train(peer: str, workload: Workload, prepared: Prepared, clock: StepClock, f
 
     length = workload.max_length or 0
     blocks = _Blocks(prepared, workload, length)
+    clock.tokens_by_step = [workload.batch_size * length] * len(blocks.batches)
     start, out = folder.parent / "start", folder.parent / "litgpt"
     config = _convert(prepared.checkpoint, start, AutoConfig.from_pretrained(prepared.checkpoint))
     optimizer = {"lr": workload.learning_rate, "weight_decay": 0.0}

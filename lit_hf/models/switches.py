@@ -45,7 +45,7 @@ class Switches:
             yield from _liger_problems(base)
 
     def turn_on(self, model: nn.Module) -> None:
-        """Switch on what holds for a model from its start: all but compilation.
+        """Switch on what saves memory; it is for training only, and holds from then on.
 
         Args:
             model: The `transformers` or PEFT model, with its weights.
@@ -56,18 +56,22 @@ class Switches:
             # its name before transformers 5.23 is a warning now
             enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+
+    def speed_up(self, model: nn.Module) -> None:
+        """Replace kernels and compile, as training starts: what other verbs do with the model needs neither.
+
+        Each layer is compiled in place, for all shapes, so that names of modules and weights stay as they are. Layers
+        share their code, so that one compilation serves all of them; embeddings, the head and the loss, which look into
+        the batch, stay as they are. A model without a list of layers is compiled whole.
+
+        Args:
+            model: The `transformers` or PEFT model, on its device.
+        """
         if self.liger:
             from transformers.integrations.liger import apply_liger_kernel
 
             # the loss is the task's own
-            apply_liger_kernel(base, {"cross_entropy": False, "fused_linear_cross_entropy": False})
-
-    def compile_layers(self, model: nn.Module) -> None:
-        """Compile each layer in place, for all shapes, so that names of modules and weights stay as they are.
-
-        Layers share their code, so that one compilation serves all of them; embeddings, the head and the loss, which
-        look into the batch, stay as they are. A model without a list of layers is compiled whole.
-        """
+            apply_liger_kernel(base_model(model), {"cross_entropy": False, "fused_linear_cross_entropy": False})
         layers = [layer for stack in layer_stacks(model).values() for layer in stack]
         for module in (layers or [model]) if self.compile else ():
             module.compile(dynamic=True)

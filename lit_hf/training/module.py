@@ -197,8 +197,8 @@ class LitModule(LightningModule):
             self.metrics[split] = self.task.metrics()
 
     def on_fit_start(self) -> None:
-        """Compile the layers, and tell of weights that train in 16 bits."""
-        self.switches.compile_layers(self.model)
+        """Speed the model up, and tell of weights that train in 16 bits."""
+        self.switches.speed_up(self.model)
         if (note := low_precision_note(self.model)) and self.trainer.is_global_zero:
             log.warning(note)
 

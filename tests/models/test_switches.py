@@ -168,7 +168,7 @@ def test_compiled_layers_compute_the_same_for_all_shapes_under_the_same_names():
     assert list(switches.problems(model)) == []
     switches.turn_on(model)
     names = list(model.state_dict())
-    switches.compile_layers(model)
+    switches.speed_up(model)
     assert list(model.state_dict()) == names
     batch = padded_batch(LLAMA)
     for rows, length in [(3, 9), (2, 9), (3, 7)]:
@@ -205,7 +205,7 @@ def test_liger_computes_the_same_on_a_gpu():
     batch = {name: value.cuda() for name, value in padded_batch(LLAMA).items()}
     expected = loss_and_gradients(built(LLAMA).cuda(), batch)
     model = built(LLAMA).cuda()
-    Switches(liger=True).turn_on(model)
+    Switches(liger=True).speed_up(model)
     assert "Liger" in repr(model)
     assert_same(loss_and_gradients(model, batch), expected, 1e-3)
     (problem,) = Switches(liger=True).problems(built(T5))

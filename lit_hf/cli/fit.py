@@ -28,6 +28,8 @@ FREE_TO_CHANGE = {
     "data.num_workers",
     "data.pin_memory",
     "merge",
+    "model.compile",
+    "model.gradient_checkpointing",
     "output_dir",
     "patience",
     "tracker",

@@ -9,8 +9,14 @@ import warnings
 
 RED, YELLOW, RESET = "\033[31m", "\033[33m", "\033[0m"
 
-CHATTY_LOGGERS = ("bitsandbytes.backends.cpu.ops",)
-"""Their warnings are about optional speed-ups that the user did not ask for."""
+CHATTY_LOGGERS = (
+    "bitsandbytes.autograd._functions",
+    "bitsandbytes.backends.cpu.ops",
+    "torch.utils._pytree",
+    "torchao",
+    "torchao.kernel.intmm",
+)
+"""Their warnings are about optional speed-ups that the user did not ask for, and about types that they turn over."""
 
 NEEDLESS_WARNINGS = (
     r".*does not have many workers.*",
@@ -87,7 +93,7 @@ def _wanted(record: logging.LogRecord) -> bool:
     """Let pass our own notes and warnings, once for all ranks, and other people's warnings."""
     if record.name.partition(".")[0] == "lit_hf" and record.name != LIBRARIES:
         return _rank() == 0
-    return record.levelno >= logging.WARNING and record.name not in CHATTY_LOGGERS
+    return record.levelno >= logging.WARNING
 
 
 def _rank() -> int:
@@ -105,6 +111,8 @@ def _quieten_libraries() -> None:
         quiet |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    for name in CHATTY_LOGGERS:  # some of them have handlers of their own
+        logging.getLogger(name).setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)
     for message in NEEDLESS_WARNINGS:

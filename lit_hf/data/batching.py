@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from lit_hf.data.order import BatchOrder
+from lit_hf.randomness import seeded
 from lit_hf.task import Batch, Collator, Sizes
 
 TRIAL_ROWS = 2
@@ -69,9 +70,9 @@ class BatchLoader:
         self._clock = clock
         self._part = _Part(order)
         self._loader: DataLoader[Any] = DataLoader(
-            rows,
-            batch_sampler=self._part,
-            collate_fn=_CountingCollator(collator),
+            _Batches(rows, collator, order),
+            batch_size=None,
+            sampler=self._part,
             num_workers=num_workers,
             # the batches of the next step are made while this one is trained on
             prefetch_factor=max(2, -(-accumulate // num_workers) + 1) if num_workers else None,
@@ -115,26 +116,43 @@ class BatchLoader:
                 yield batch
 
 
+class _Place(NamedTuple):
+    """A batch's place in the run, and its rows."""
+
+    epoch: int
+    number: int
+    rows: list[int]
+
+
 class _Part:
-    """A part of an epoch's order, as the batch sampler of a `DataLoader`."""
+    """A part of an epoch's order, as the sampler of a `DataLoader`."""
 
     def __init__(self, order: BatchOrder) -> None:
         self.start, self.stop = 0, len(order)
         self.rows: int | None = None
         self._order = order
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (rows[: self.rows] for rows in self._order.batches(self.start, self.stop))
+    def __iter__(self) -> Iterator[_Place]:
+        for number, rows in enumerate(self._order.batches(self.start, self.stop), self.start):
+            yield _Place(self._order.epoch, number, rows[: self.rows])
 
 
-class _CountingCollator:
-    """Collates, and counts on the host what the batch holds. A class, so that workers can be sent it."""
+class _Batches(torch.utils.data.Dataset[Batch]):
+    """Reads and collates batches, and counts on the host what they hold.
 
-    def __init__(self, collator: Collator) -> None:
+    What a collator draws (masks, spans) depends on the batch's place in the run alone: it is the same in whatever
+    process it is made, and after whatever batches.
+    """
+
+    def __init__(self, rows: Dataset, collator: Collator, order: BatchOrder) -> None:
+        self._rows = rows
         self._collator = collator
+        self._seed, self._rank = order.seed, order.rank
 
-    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        batch = dict(self._collator(rows))
+    def __getitem__(self, place: _Place) -> Batch:
+        rows = self._rows.__getitems__(place.rows)
+        with seeded("collate", self._seed, self._rank, place.epoch, place.number):
+            batch = dict(self._collator(rows))
         batch["sizes"] = count_sizes(batch, rows)
         return batch
 

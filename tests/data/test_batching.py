@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -171,9 +172,9 @@ class Reading:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, row: int) -> dict:
-        self.read.append(row)
-        return {"input_ids": [row], "labels": 0}
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        self.read += rows
+        return [{"input_ids": [row], "labels": 0} for row in rows]
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -229,3 +230,32 @@ def test_padded_lengths_are_what_a_row_adds_to_a_batch() -> None:
     assert padded_lengths(Dataset.from_dict(choices)).tolist() == [6, 4]
     assert padded_lengths(Dataset.from_dict(texts)).tolist() == [6, 4]
     assert padded_lengths(Dataset.from_dict({"labels": [1]})).tolist() == [1]
+
+
+class Drawing:
+    """Draws numbers for each batch, as a collator does that masks tokens by chance."""
+
+    def __call__(self, rows):
+        ids = torch.tensor([row["input_ids"][:1] for row in rows])
+        return {"input_ids": ids, "drawn": torch.cat([torch.rand(2), torch.tensor(np.random.rand(1))])}
+
+
+def drawn(rows, *, start=0, epoch=0, workers=0, rank=0):
+    order = BatchOrder(row_lengths(rows), 2, seed=3, rank=rank, world_size=2)
+    order.set_epoch(epoch)
+    loader = BatchLoader(rows, Drawing(), order, num_workers=workers)
+    loader.start = start
+    return [batch["drawn"].tolist() for batch in loader]
+
+
+def test_what_a_collator_draws_depends_on_the_batch_s_place_alone():
+    rows = Dataset.from_dict({"input_ids": [[index] * (1 + index % 5) for index in range(20)]})
+    torch.manual_seed(0)
+    outside = torch.rand(1)
+    torch.manual_seed(0)
+    numbers = drawn(rows)
+    assert torch.rand(1) == outside  # nor does it draw from the run's numbers
+    assert len({tuple(batch) for batch in numbers}) == len(numbers) == 5
+    assert drawn(rows, workers=2) == numbers
+    assert drawn(rows, start=3) == numbers[3:]
+    assert drawn(rows, epoch=1) != numbers != drawn(rows, rank=1)

@@ -1,0 +1,160 @@
+"""Runs `lit-hf fit` in processes that are killed at chosen moments, and takes digests of what is left of them.
+
+A process forks from a server that has imported everything, so that a start costs little. A moment is the n-th call of a
+function of lit-hf of one phase (a step, a validation, a save, the export): SIGKILL comes there, whatever the
+machine's speed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lit_hf
+
+PHASES = {
+    "step": ("training/module.py", "training/callbacks/", "data/batching.py", "data/order.py"),
+    "save": ("checkpoints.py", "training/saving.py", "training/callbacks.checkpoints.py"),
+    "export": ("export/",),
+}
+"""Whose functions' calls are moments of a phase; those inside of a validation are moments of `validation`."""
+
+SOURCES = str(Path(lit_hf.__file__).parent) + os.sep
+
+
+class Moment(NamedTuple):
+    """The n-th call of a phase, counted from 1."""
+
+    phase: str
+    call: int
+
+
+class Ending(NamedTuple):
+    """How a process ended, and how many calls of each phase it made."""
+
+    code: int
+    calls: Mapping[str, int]
+
+
+def run(arguments: Sequence[str], kill_at: Moment | None = None, sabotage: Callable[[], None] | None = None) -> Ending:
+    """Run `lit-hf` in a process of its own.
+
+    Args:
+        arguments: What follows `lit-hf`.
+        kill_at: When the process is killed.
+        sabotage: Breaks something in the process before it starts.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.killing", "lit_hf.cli.fit", "transformers.models.bert.modeling_bert"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(list(arguments), kill_at, sabotage, str(Path.cwd()), sender))
+    process.start()
+    sender.close()
+    try:
+        calls = receiver.recv()
+    except EOFError:
+        calls = {}
+    process.join()
+    assert process.exitcode is not None
+    return Ending(process.exitcode, calls)
+
+
+def _work(arguments: list[str], kill_at: Moment | None, sabotage: Any, folder: str, sender: Any) -> None:
+    from lit_hf.cli.main import main
+
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if sabotage is not None:
+        sabotage()
+    counter = _Counter(kill_at)
+    threading.setprofile(counter.see)  # checkpoints are written in a thread
+    sys.setprofile(counter.see)
+    code = main(arguments)
+    sys.setprofile(None)
+    sender.send(dict(counter.calls))
+    sys.exit(code)
+
+
+class _Counter:
+    """Counts the calls of each phase, and kills the process at one of them."""
+
+    def __init__(self, kill_at: Moment | None) -> None:
+        self.calls: Counter[str] = Counter()
+        self._kill_at = kill_at
+        self._validates = False
+
+    def see(self, frame: Any, event: str, argument: Any) -> None:
+        if event != "call" or not frame.f_code.co_filename.startswith(SOURCES):
+            return
+        phase = self._phase(frame.f_code.co_filename.removeprefix(SOURCES), frame.f_code.co_name)
+        if phase is None:
+            return
+        self.calls[phase] += 1
+        if self._kill_at is not None and (phase, self.calls[phase]) == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _phase(self, path: str, function: str) -> str | None:
+        if path == "training/module.py":
+            self._validates = function in ("validation_step", "_evaluate", "on_validation_epoch_end", "_log_metrics")
+        phase = next((name for name, paths in PHASES.items() if path.startswith(paths)), None)
+        return "validation" if phase == "step" and self._validates else phase
+
+
+def digest(run_folder: Path) -> dict[str, str]:
+    """Return what a finished run left: weights, optimizer state, what was logged, results; as digests or text."""
+    import torch
+
+    from lit_hf.checkpoints import STATE, found
+
+    newest, *_ = found(run_folder / "checkpoints")
+    state = torch.load(newest / STATE, weights_only=True)
+    record = json.loads((run_folder / "run.json").read_text())
+    with (run_folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "checkpoints": " ".join(folder.name for folder in found(run_folder / "checkpoints")),
+        "weights": _hash(state["state_dict"]),
+        "optimizer": _hash(state["optimizer_states"]),
+        "schedule": _hash(state["lr_schedulers"]),
+        "metrics.csv": json.dumps(rows),
+        "results": json.dumps([record[key] for key in ("state", "steps", "epochs", "metrics", "best")]),
+        "export": _hash({path.name: path.read_bytes() for path in (run_folder / "export").glob("*.safetensors")}),
+    }
+
+
+def _hash(value: Any) -> str:
+    """Return a hash of nested values, their tensors by their bytes."""
+    import torch
+
+    sha = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Mapping):
+            for key in sorted(part, key=str):
+                add(str(key))
+                add(part[key])
+        elif isinstance(part, list | tuple):
+            for one in part:
+                add(one)
+        elif isinstance(part, torch.Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(
+                part.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if part.numel() else b""
+            )
+        else:
+            sha.update(part if isinstance(part, bytes) else repr(part).encode())
+
+    add(value)
+    return sha.hexdigest()[:16]

@@ -76,7 +76,7 @@ def read_workload(cli: TrainerCLI, with_data: bool) -> Workload:
     except InputError as error:
         if not _is_remote(cli, error):
             raise
-        return _assumed(cli, f"the data cannot be loaded ({error.problems[0].what})")
+        return _assumed(cli, f"the data cannot be loaded ({error.problems[0].what.rstrip('.')})")
     return _counted(cli)
 
 
@@ -205,6 +205,8 @@ def _synthetic(task: Task, rows: int, length: int) -> Batch:
         return batch if isinstance(task, RewardModel) else {**batch, "labels": of_rows}
     if task.auto_class == "AutoModelForTokenClassification":
         return {**batch, "labels": torch.zeros_like(ids)}
+    if isinstance(task, Preference):
+        return {**batch, "prompt_length": of_rows}
     return batch if task.auto_class == "AutoModel" else {**batch, "labels": ids.clone()}
 
 

@@ -63,7 +63,8 @@ def test_tokens_and_steps_are_those_of_the_data(in_folder, capsys):
     values = plan(capsys, write(in_folder, TINY, accumulate_grad_batches=2), "--no-changes")
     data, time = values["data"], values["time"]
     assert data["rows_in_all"] == 40
-    assert (data["rows"], data["length"], data["padding"]) == (4, 32, 0.0)
+    assert (data["rows"], data["length"]) == (4, 32)
+    assert 0 < data["padding"] < 0.05  # the last block is short
     assert data["notes"] == []
     assert time["steps"] == -(-data["batches"] // 2)
     assert time["total_steps"] == 2 * time["steps"]
@@ -123,7 +124,7 @@ def test_data_of_the_hub_that_cannot_be_loaded_is_replaced_by_full_rows(in_folde
     assert values["data"]["batches"] is None
     assert values["data"]["tokens"] == 4 * 32
     (note,) = values["data"]["notes"]
-    assert "nobody/nothing: there is no such dataset on the Hub" in note
+    assert "(nobody/nothing: there is no such dataset" in note
     assert "every row is taken to have 32 tokens" in note
 
 
@@ -147,8 +148,8 @@ BILLION = {**TINY, "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_s
 
 
 def test_the_smallest_change_that_makes_it_fit_is_named(in_folder, capsys):
-    config = write(in_folder, BILLION)
-    values = plan(capsys, config, "--no-data", "--gpu", "t4", "--model.config.vocab_size", "32000")
+    config = write(in_folder, {**BILLION, "vocab_size": 32000})
+    values = plan(capsys, config, "--no-data", "--gpu", "t4")
     assert not values["memory"]["layouts"][0]["fits"]
     changes = {change["name"]: change for change in values["memory"]["changes"]}
     assert not changes["gradient checkpointing"]["fits"]  # weights, gradients and states alone are 16 bytes each

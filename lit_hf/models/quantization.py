@@ -27,6 +27,25 @@ WHERE = "model.quantization"
 SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
 """How quantization configs call the modules that they leave as they are."""
 
+UNFIT = frozenset(
+    [
+        "ADAMSS",
+        "DEFT",
+        "DELORA",
+        "FROD",
+        "GLORA",
+        "HRA",
+        "LOHA",
+        "LOKR",
+        "OSF",
+        "PEANUT",
+        "PSOFT",
+        "SUPERTUNING",
+        "TINYLORA",
+    ]
+)
+"""PEFT's tuners that compute on the weights as they lie, which bitsandbytes packs."""
+
 
 def stored_quantization(config: PreTrainedConfig) -> QuantizationConfigMixin | None:
     """Return how the weights of a checkpoint with this config are quantized already; None if they are not."""
@@ -71,6 +90,9 @@ def quantization_problems(base: Base, adapter: PeftConfig | None) -> Iterator[Pr
         cure = "Train an adapter on them (model.adapter; see configs/methods/qlora.yaml)"
         cure += "." if given is None else ", or leave model.quantization out."
         yield Problem("model.adapter", "quantized weights do not train themselves, and there is no adapter.", cure)
+    elif isinstance(given or stored, BitsAndBytesConfig) and str(adapter.peft_type.value) in UNFIT:
+        what = f"{type(adapter).__name__} computes on the weights as they lie, and bitsandbytes packs them."
+        yield Problem("model.adapter", what, "Take LoRA, DoRA, AdaLoRA, IA3, OFT, VeRA or a prompt.")
     elif start := changes_base(adapter):
         what = f"{start!r} changes the base model's weights, which are quantized."
         yield Problem("model.adapter.init_args.init_lora_weights", what, "Leave it out.")

@@ -1,8 +1,17 @@
+import copy
 import sys
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +27,7 @@ from transformers import (
 
 from lit_hf.models.loading import Base
 from lit_hf.models.quantization import (
+    UNFIT,
     dequantize,
     environment_problems,
     is_quantized,
@@ -254,6 +264,35 @@ def test_starts_of_lora_that_change_the_base_are_refused(llama):
     assert places(quantization_problems(base, LoraConfig(init_lora_weights="pissa"))) == [
         "model.adapter.init_args.init_lora_weights"
     ]
+
+
+@pytest.mark.parametrize("kind", sorted(UNFIT))
+def test_tuners_that_compute_on_packed_weights_are_refused_as_they_would_fail(llama, task, kind):
+    small = {"ADAMSS": {"num_subspaces": 2, "r": 8}, "PSOFT": {"r": 8}}
+    adapter = PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="SEQ_CLS", **small.get(kind, {}))
+    if "target_modules" in vars(adapter):
+        adapter.target_modules = ["q_proj", "o_proj"]
+    base = Base(str(llama), quantization=BitsAndBytesConfig(**NF4))
+    (problem,) = quantization_problems(base, adapter)
+    assert problem.where == "model.adapter" and "bitsandbytes packs them" in problem.what
+    with pytest.raises((IndexError, RuntimeError, TypeError, ValueError)):
+        gradients(get_peft_model(base.build(task)[0], adapter))
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [AdaLoraConfig(total_step=9), IA3Config(), LoraConfig(use_dora=True), OFTConfig(), VeraConfig()],
+    ids=lambda adapter: adapter.peft_type,
+)
+@pytest.mark.parametrize("method", ["double", "int8"])
+def test_other_tuners_train_on_them(llama, task, adapter, method):
+    adapter = copy.deepcopy(adapter)
+    adapter.task_type, adapter.target_modules = "SEQ_CLS", ["q_proj", "v_proj", "down_proj"]
+    if isinstance(adapter, IA3Config):
+        adapter.feedforward_modules = ["down_proj"]
+    model = get_peft_model(build(llama, task, **METHODS[method]), adapter)
+    found = [gradient for name, gradient in gradients(model).items() if "layers.0." in name]
+    assert any(gradient.abs().max() > 0 for gradient in found)
 
 
 def test_a_config_that_quantizes_nothing_is_told(llama):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -115,8 +116,8 @@ def _liger_problems(base: PreTrainedModel) -> Iterator[Problem]:
     elif not is_liger_kernel_available():
         yield Problem(where, "liger-kernel is not installed.", "pip install liger-kernel, or leave it out.")
     else:
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
-
-        if base.config.model_type not in KNOWN:
+        # no dependency of ours: only those who switch it on have it
+        known = import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
+        if base.config.model_type not in known:
             what = f"liger-kernel has no kernels for a {base.config.model_type!r} model."
-            yield Problem(where, what, f"Leave it out. It has them for: {', '.join(sorted(KNOWN))}.")
+            yield Problem(where, what, f"Leave it out. It has them for: {', '.join(sorted(known))}.")

@@ -111,7 +111,7 @@ def test_the_loss_is_a_mean_over_the_targets_that_are_counted(task, model):
     batch = batch_of(task)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     total = functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
-    counted = count_sizes(batch, len(batch["input_ids"])).targets
+    counted = count_sizes(batch, [{}] * len(batch["input_ids"])).targets
     assert task.forward(model, batch).loss.item() == pytest.approx(total.item() / counted, rel=1e-6)
 
 

@@ -105,8 +105,11 @@ class Adaptation:
             return
         for index, name in enumerate(self.merged if self.is_new else ()):
             where = f"model.merge_adapters[{index}]"
-            if _read_config(where, name).is_prompt_learning:
-                yield Problem(where, f"{name} is a prompt, which no model's weights can hold.", "Leave it out.")
+            try:
+                if _read_config(where, name).is_prompt_learning:
+                    yield Problem(where, f"{name} is a prompt, which no model's weights can hold.", "Leave it out.")
+            except InputError as error:
+                yield from error.problems
         if self.config is None:
             return
         if task.needs_reference:

@@ -76,11 +76,12 @@ def predictions(folder, capsys):
         (lora(init_lora_weights="corda"), ["--merge", "true"]),
         (lora(lora_ga_config={"direction": "ArB2r"}), ["--merge", "true"]),
         (lora(use_dora=True, use_rslora=True), []),
+        ({"class_path": "peft.AdaLoraConfig", "init_args": {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}}, []),
         ({"class_path": "peft.VeraConfig", "init_args": {"r": 4}}, []),
         ({"class_path": "peft.OFTConfig", "init_args": {"oft_block_size": 4}}, []),
         ({"class_path": "peft.PrefixTuningConfig", "init_args": {"num_virtual_tokens": 3}}, []),
     ],
-    ids=["eva", "pissa", "olora", "corda", "lora-ga", "dora", "vera", "oft", "prefix"],
+    ids=["eva", "pissa", "olora", "corda", "lora-ga", "dora", "adalora", "vera", "oft", "prefix"],
 )
 def test_a_run_resumes_exports_and_predicts(fit, capsys, adapter, options):
     code, run = fit("a", *options, "--trainer.max_epochs", "1", adapter=adapter)

@@ -27,22 +27,9 @@ WHERE = "model.quantization"
 SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
 """How quantization configs call the modules that they leave as they are."""
 
-UNFIT = frozenset(
-    [
-        "ADAMSS",
-        "DEFT",
-        "DELORA",
-        "FROD",
-        "GLORA",
-        "HRA",
-        "LOHA",
-        "LOKR",
-        "OSF",
-        "PEANUT",
-        "PSOFT",
-        "SUPERTUNING",
-        "TINYLORA",
-    ]
+UNFIT = (
+    *("ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LOHA"),
+    *("LOKR", "OSF", "PEANUT", "PSOFT", "SUPERTUNING", "TINYLORA"),
 )
 """PEFT's tuners that compute on the weights as they lie, which bitsandbytes packs."""
 

@@ -180,7 +180,8 @@ class LitModule(LightningModule):
     def _sample(self, model: PreTrainedModel) -> list[Batch]:
         """Return batches of the training data for an adapter that starts from them."""
         data, collate = cast(Any, self.trainer).datamodule, self.task.collator(training=True)
-        cast(torch.nn.Module, model).to(self.trainer.strategy.root_device)
+        if self.base.quantized is None:  # quantized weights are loaded where they stay
+            cast(torch.nn.Module, model).to(self.trainer.strategy.root_device)
         batches = start_batches(
             cast(PeftConfig, self.adapter), data.encoded["train"], data.batch_size, collate, data.seed
         )

@@ -150,3 +150,23 @@ def quantization_of(values):
     from transformers import TorchAoConfig
 
     return (TorchAoConfig if values["quant_method"] == "torchao" else BitsAndBytesConfig).from_dict(values)
+
+
+def test_a_checkpoint_of_lora_holds_the_adapter_alone_and_goes_on(folder, capsys):
+    fit = ["fit", "-c", "tiny.yaml", *overlay(folder, None)]
+    assert main(fit) == 0
+    run = RunFolder("runs/tiny")
+    state = torch.load(run.checkpoint("last"), weights_only=True)["state_dict"]
+    assert all("lora_" in name or "classifier" in name for name in state)
+    assert main([*fit, "--trainer.max_epochs", "3"]) == 0
+    assert "resuming runs/tiny from step 6" in capsys.readouterr().err
+    assert main(["validate", "runs/tiny"]) == 0
+    assert f"{run.read_record()['metrics']['val/accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_told_before_weights_load(folder, capsys):
+    settings = overlay(folder, METHODS["nf4"], adapter=None)
+    assert main(["fit", "-c", "tiny.yaml", *settings, "--trainer.precision", "bf16-true"]) == 2
+    told = capsys.readouterr().err
+    assert "model.adapter: quantized weights do not train themselves" in told
+    assert "trainer.precision: bf16-true" in told

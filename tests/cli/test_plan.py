@@ -144,7 +144,7 @@ def test_a_type_that_the_gpu_has_not_is_refused(in_folder, capsys):
     assert "trainer.precision: t4-16gb has no bfloat16." in capsys.readouterr().err
 
 
-BILLION = {**TINY, "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 5504, "num_attention_heads": 16}
+BILLION = {**TINY, "hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 5504, "num_attention_heads": 16}
 
 
 def test_the_smallest_change_that_makes_it_fit_is_named(in_folder, capsys):

@@ -77,7 +77,7 @@ def quantization_problems(base: Base, adapter: PeftConfig | None) -> Iterator[Pr
         cure = "Train an adapter on them (model.adapter; see configs/methods/qlora.yaml)"
         cure += "." if given is None else ", or leave model.quantization out."
         yield Problem("model.adapter", "quantized weights do not train themselves, and there is no adapter.", cure)
-    elif isinstance(given or stored, BitsAndBytesConfig) and str(adapter.peft_type.value) in UNFIT:
+    elif isinstance(given or stored, BitsAndBytesConfig) and getattr(adapter.peft_type, "value", None) in UNFIT:
         what = f"{type(adapter).__name__} computes on the weights as they lie, and bitsandbytes packs them."
         yield Problem("model.adapter", what, "Take LoRA, DoRA, AdaLoRA, IA3, OFT, VeRA or a prompt.")
     elif start := changes_base(adapter):

@@ -151,7 +151,7 @@ def measure(name: str) -> dict[str, Any]:
             config = quantized(config, settings["quantization"], Path(place))
         cli = parsed(config, Path(place))
         work = read_workload(cli, with_data=True)
-        planner = Planner(cli, work, Machine("", on_gpu, 1e12, 1e12, "", 1, 1, 1, 1, 1))
+        planner = Planner(cli, work, Machine("", on_gpu, 1e12, 1e12, "", 1, 1, 1, 1, 1, config["trainer"]["precision"]))
         predicted = planner.peaks(planner.case)
         peak = Peak()
         cli.config_init.trainer["callbacks"] = [peak]

@@ -73,15 +73,17 @@ def _machine(cli: TrainerCLI, options: argparse.Namespace) -> Machine:
     """Return where the run is planned for: the GPU that is named, else the one that is here, else the CPU."""
     import torch
 
-    from lit_hf.cli.planning import Machine, compute_dtype, peak_of
+    from lit_hf.cli.planning import Machine, compute_dtype, peak_of, precision_of
     from lit_hf.models.rates import GB, GPUS, find_gpu, gpu_name, peak_flops
 
     trainer = cli.config.trainer
     devices = options.devices or (trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1)
     nodes = options.nodes or trainer.num_nodes
-    dtype = compute_dtype(str(trainer.precision or "32-true"))
-    here = torch.cuda.get_device_name() if options.gpu is None and torch.cuda.is_available() else None
-    name = find_gpu(options.gpu)[0] if options.gpu else gpu_name(here) if here else None
+    named = find_gpu(options.gpu)[0] if options.gpu else None
+    precision = precision_of(trainer, named)
+    dtype = compute_dtype(precision)
+    here = torch.cuda.get_device_name() if named is None and torch.cuda.is_available() else None
+    name = named or (gpu_name(here) if here else None)
     network = options.network * GIGABIT if options.network else None
     if name is not None:
         gpu = GPUS[name]
@@ -107,4 +109,5 @@ def _machine(cli: TrainerCLI, options: argparse.Namespace) -> Machine:
         network or other,
         devices,
         nodes,
+        precision,
     )

@@ -21,10 +21,11 @@ from lit_hf.models.adaptation import Adaptation
 from lit_hf.models.flops import flop_rates
 from lit_hf.models.layouts import Layout
 from lit_hf.models.memory import PRECISIONS, Setting, step_memory
-from lit_hf.models.rates import TERA, Gpu
+from lit_hf.models.rates import GPUS, TERA, Gpu
 from lit_hf.models.rehearsal import Peaks
 from lit_hf.training.module import LitModule
 from lit_hf.training.optimizers import build_optimizer, parameter_groups
+from lit_hf.training.precision import default_precision
 
 USABLE = 0.9
 """Share of a device's memory that a plan may fill: the rest is for what kernels and libraries take, and for fragments
@@ -50,6 +51,7 @@ class Machine:
         network: Bytes a second of a device to other machines.
         devices: Devices of a machine.
         nodes: Machines.
+        precision: Lightning's name of the precision of the run.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Machine:
     network: float
     devices: int
     nodes: int
+    precision: str
 
     @property
     def world(self) -> int:
@@ -200,7 +203,7 @@ class Planner:
         if quantization is not None and not isinstance(quantization, BitsAndBytesConfig):
             what = f"only bitsandbytes is planned for, not {type(quantization).__name__}."
             raise InputError(Problem("model.quantization", what, "Plan without it, or with BitsAndBytesConfig."))
-        precision = _full_name(str(self.cli.config.trainer.precision or "32-true"))
+        precision = self.machine.precision
         if precision not in PRECISIONS:
             what = f"{precision!r} is not planned for."
             raise InputError(Problem("trainer.precision", what, f"One of: {', '.join(PRECISIONS)}."))
@@ -376,6 +379,20 @@ def _adamw_8bit(parameters: Any) -> torch.optim.Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters)
+
+
+def precision_of(trainer: Any, gpu: str | None) -> str:
+    """Return the precision that a run would have: the config's, or the one that lit-hf takes on that machine.
+
+    Args:
+        trainer: The trainer's settings.
+        gpu: Name in the table of the GPU that is planned for; None for the device that is here.
+    """
+    if trainer.precision is not None:
+        return _full_name(str(trainer.precision))
+    if gpu is None:
+        return default_precision(trainer.accelerator)
+    return "bf16-mixed" if GPUS[gpu].flops["bfloat16"] else "32-true"
 
 
 def compute_dtype(precision: str) -> torch.dtype:

@@ -106,6 +106,19 @@ def test_the_strategy_of_the_config_comes_first(in_folder, capsys):
     assert first["optimizer"] == values["memory"]["one_device"]["optimizer"] / 4
 
 
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        (["--gpu", "h100-80gb"], "bf16-mixed"),
+        (["--gpu", "t4"], "32-true"),
+        (["--gpu", "h100-80gb", "--trainer.precision", "16"], "16-mixed"),
+        (["--trainer.accelerator", "cpu"], "32-true"),
+    ],
+)
+def test_a_config_without_a_precision_is_planned_in_the_one_that_fit_takes(in_folder, options, precision, capsys):
+    assert plan(capsys, write(in_folder, TINY), "--no-changes", *options)["precision"] == precision
+
+
 def test_the_network_and_the_efficiency_can_be_given(in_folder, capsys):
     config = write(in_folder, TINY)
     usual = plan(capsys, config, "--no-changes", "--gpu", "a100-80gb", "--nodes", "2")

@@ -9,10 +9,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lit_hf.checkpoints import STATE, newest_valid
 from lit_hf.checks import monitored
+from lit_hf.cli.export import export_run
 from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
 from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
@@ -65,6 +67,7 @@ def run(arguments: Sequence[str]) -> None:
     if record:
         raise_problems(_changed(cli.run.read_config(), cli.resolved, cli.run.path.name))
         if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
+            _catch_up_export(cli.run, record)
             _say_finished(cli)
             return
     checkpoint = _newest(cli.run) if record else None
@@ -134,6 +137,16 @@ def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     )
 
 
+@rank_zero_only
+def _catch_up_export(run: RunFolder, record: Mapping[str, Any]) -> None:
+    """Export a finished run that was killed before its export was there."""
+    best = run.checkpoint("best")
+    if best is not None and record.get("exported") != best.parent.name:
+        log.info("the run %s was finished but not exported", run.path)
+        export_run(run)
+        run.update_record(exported=best.parent.name)
+
+
 def _say_finished(cli: TrainerCLI) -> None:
     log.warning(
         "the run %s is finished already; nothing was done. Start another one with --name <name>, or go on with more "
@@ -196,6 +209,7 @@ def _finish(cli: TrainerCLI) -> None:
     load_weights(cli.model, best)
     record = cli.resolved["task"]
     export(cli.model.model.eval(), cli.task, record, cli.run.export, merge=cli.config.merge)
+    cli.run.update_record(exported=path.parent.name)
     _summarize(cli, best)
 
 

@@ -269,7 +269,11 @@ class TrainerCLI(LightningCLI):
                 RunCheckpoints(self.run, files.writer, monitored_value, mode, self.config.checkpoint_every, versions())
             )
         if self.config.patience is not None:
-            callbacks.append(EarlyStopping(f"val/{monitor}", patience=self.config.patience, mode=mode))
+            # not at the end of an epoch, which a resumed run may come to without a validation
+            stopping = EarlyStopping(
+                f"val/{monitor}", patience=self.config.patience, mode=mode, check_on_train_epoch_end=False
+            )
+            callbacks.append(stopping)
         return callbacks
 
     @property

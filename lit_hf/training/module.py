@@ -294,8 +294,9 @@ class LitModule(LightningModule):
         checkpoint["results"] = self.results
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what the task learnt from the data."""
+        """Take back the latest results, and what the task learnt from the data."""
         self.task.load_state_dict(checkpoint["task"])
+        self.results = checkpoint["results"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take a checkpoint's tensors: all that checkpoints hold must be there, and nothing that the model has not.

@@ -96,15 +96,15 @@ class RunRecorder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the end and what came of it."""
-        self._end(trainer, "finished", None)
+        self._end(trainer, pl_module, "finished", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record the end and its cause: `preempted` where the process was told to stop (SIGINT, SIGTERM)."""
         told_to_stop = isinstance(exception, KeyboardInterrupt | SystemExit)
         error = {"type": type(exception).__name__, "message": without_secrets(str(exception))}
-        self._end(trainer, "preempted" if told_to_stop else "failed", error)
+        self._end(trainer, pl_module, "preempted" if told_to_stop else "failed", error)
 
-    def _end(self, trainer: Trainer, state: str, error: dict[str, str] | None) -> None:
+    def _end(self, trainer: Trainer, pl_module: LightningModule, state: str, error: dict[str, str] | None) -> None:
         if self._started is None:
             return
         self.run.update_record(
@@ -115,7 +115,7 @@ class RunRecorder(Callback):
             steps=trainer.global_step,
             epochs=trainer.current_epoch,
             limits={"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
-            metrics={name: _json(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")},
+            metrics=_metrics(trainer, pl_module),
             best=self._best(trainer),
             throughput=self.throughput.summary(),
             peak_memory_bytes=peak_memory(trainer.strategy.root_device),
@@ -147,6 +147,13 @@ def without_secrets(text: str) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _metrics(trainer: Trainer, pl_module: LightningModule) -> dict[str, float | str]:
+    """Return the latest validation's metrics, which may be from before a resume."""
+    before = {name: value for name, value in getattr(pl_module, "results", {}).items() if isinstance(value, int | float)}
+    metrics = {**before, **trainer.callback_metrics}
+    return {name: _json(value) for name, value in metrics.items() if name.startswith("val/")}
 
 
 def _json(value: torch.Tensor | float) -> float | str:

@@ -1,0 +1,197 @@
+"""A run that is killed, anywhere, and started again by the same command ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModel, AutoTokenizer
+
+from lit_hf.checkpoints import found
+from lit_hf.training.callbacks.exact_resume import ExactResume
+from tests.conversations import save_chat_model
+from tests.killing import Moment, digest, run
+
+pytestmark = pytest.mark.slow
+
+LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}}
+NF4 = {"class_path": "transformers.BitsAndBytesConfig", "init_args": {"load_in_4bit": True}}
+ADAM = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
+ALONE = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1, "max_epochs": 2}
+
+
+def write_rows(folder: Path) -> None:
+    words = random.Random(0)
+    nouns, moods = ("film", "plot", "movie"), {"good": ("great", "good", "fine"), "bad": ("bad", "poor", "dull")}
+    for split, count in {"train": 42, "more": 30, "validation": 12}.items():
+        rows = []
+        for _ in range(count):
+            label = words.choice(list(moods))
+            text = f"the {words.choice(nouns)} was {words.choice(moods[label])}" + " indeed" * words.randint(0, 5)
+            rows.append({"text": text, "label": label, "prompt": text, "completion": label * words.randint(1, 4)})
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def config(scenario: str, encoder: str, decoder: str) -> dict:
+    """Return a scenario's config. Among them they have all that a resume must bring back."""
+    classify = {"class_path": "TextClassification", "init_args": {"text": "text", "label": "label"}}
+    source = {"train": "train.jsonl", "validation": "validation.jsonl"}
+    scenarios = {
+        # dropout, batches of like length, accumulation, checkpoints between validations, early stopping
+        "accumulated": {
+            "task": classify,
+            "model": {"checkpoint": encoder},
+            "data": {"source": source, "batch_size": 4},
+            "trainer": {"accumulate_grad_batches": 2},
+            "patience": 3,
+            "checkpoint_every": 2,
+        },
+        # masks drawn in two worker processes, sources mixed by weights, shuffled, validated within an epoch
+        "mixed": {
+            "task": {"class_path": "MaskedLM", "init_args": {"text": "text"}},
+            "model": {"checkpoint": encoder},
+            "data": {
+                "source": [{**source, "weight": 2.0}, {"train": "more.jsonl", "validation_share": 0, "weight": 1.0}],
+                "mixing": "interleave",
+                "batch_size": 4,
+                "group_by_length": False,
+                "num_workers": 2,
+            },
+            "trainer": {"val_check_interval": 5},
+            "checkpoint_every": 3,
+        },
+        # documents packed into rows, an adapter whose checkpoints leave the base out
+        "packed": {
+            "task": {"class_path": "Chat", "init_args": {"prompt": "prompt", "completion": "completion"}},
+            "model": {"checkpoint": decoder, "adapter": LORA},
+            "data": {"source": source, "packing": True, "batch_tokens": 128},
+            "checkpoint_every": 1,
+        },
+        # an adapter on weights of 4 bits
+        "quantized": {
+            "task": classify,
+            "model": {"checkpoint": encoder, "adapter": LORA, "quantization": NF4},
+            "data": {"source": source, "batch_size": 8},
+            "checkpoint_every": 2,
+        },
+    }
+    chosen = scenarios[scenario]
+    chosen["model"]["optimizer"] = ADAM
+    chosen["trainer"] = ALONE | chosen.get("trainer", {})
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def models(tiny_text_model, tmp_path_factory):
+    """An encoder with dropout, and a decoder."""
+    folder = tmp_path_factory.mktemp("models")
+    encoder = AutoModel.from_pretrained(tiny_text_model, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    encoder.save_pretrained(folder / "encoder")
+    AutoTokenizer.from_pretrained(tiny_text_model).save_pretrained(folder / "encoder")
+    return str(folder / "encoder"), str(save_chat_model(folder / "decoder"))
+
+
+@pytest.fixture(scope="module")
+def whole(models, tmp_path_factory):
+    """By scenario: its folder, what an uninterrupted run left, and how many calls of each phase it made."""
+    endings = {}
+
+    def get(scenario: str):
+        if scenario not in endings:
+            folder = tmp_path_factory.mktemp(scenario)
+            write_rows(folder)
+            (folder / "run.yaml").write_text(yaml.safe_dump(config(scenario, *models)))
+            endings[scenario] = (folder, *fit(folder, "whole"))
+        return endings[scenario]
+
+    return get
+
+
+def fit(folder: Path, name: str, kill_at: Moment | None = None, sabotage=None):
+    """Run the scenario in its folder; return the digest of the run (None if it was killed) and its calls."""
+    os.chdir(folder)
+    ending = run(["fit", "-c", "run.yaml", "--name", name], kill_at, sabotage)
+    if kill_at is not None and ending.code == -signal.SIGKILL:
+        return None, {}
+    assert ending.code == 0, (folder / "log.txt").read_text()[-3000:]
+    return digest(folder / "runs" / name), ending.calls
+
+
+KILLS = {"accumulated": 8, "mixed": 6, "packed": 6, "quantized": 4}
+PHASES = ("step", "validation", "save", "export")
+CASES = [(scenario, number) for scenario, kills in KILLS.items() for number in range(kills)]
+
+
+@pytest.fixture(autouse=True)
+def folder_of_before():
+    before = Path.cwd()
+    yield
+    os.chdir(before)
+
+
+@pytest.mark.parametrize(("scenario", "number"), CASES)
+def test_a_killed_run_ends_as_if_it_had_not_been(whole, scenario, number):
+    folder, expected, calls = whole(scenario)
+    phase = PHASES[number % len(PHASES)]
+    moment = Moment(phase, random.Random(f"{scenario}-{number}").randint(1, calls[phase]))
+    name = f"killed-{number}"
+    killed, _ = fit(folder, name, kill_at=moment)
+    assert killed is None, f"{moment} was not reached"
+    resumed, _ = fit(folder, name)
+    assert resumed == expected, moment
+    shutil.rmtree(folder / "runs" / name)
+
+
+def forget_random_numbers():
+    ExactResume.on_train_batch_start = lambda *_: None
+
+
+def forget_position():
+    ExactResume.on_train_start = lambda *_: None
+
+
+@pytest.mark.parametrize("sabotage", [forget_random_numbers, forget_position])
+def test_the_harness_finds_what_is_not_exact(whole, sabotage):
+    folder, _, calls = whole("accumulated")
+    expected, _ = fit(folder, f"whole-{sabotage.__name__}", sabotage=sabotage)
+    fit(folder, sabotage.__name__, kill_at=Moment("step", calls["step"] * 17 // 20), sabotage=sabotage)
+    resumed, _ = fit(folder, sabotage.__name__, sabotage=sabotage)
+    assert resumed["weights"] != expected["weights"]
+
+
+def test_two_processes_go_on_alike(whole, models):
+    folder, *_ = whole("accumulated")
+    os.chdir(folder)
+    command = [
+        sys.executable,
+        "-m",
+        "lit_hf",
+        "fit",
+        "-c",
+        "run.yaml",
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+    ]
+    command += ["--data.batch_size", "2", "--name"]
+    subprocess.run([*command, "ddp-whole"], check=True, capture_output=True)
+    with subprocess.Popen(
+        [*command, "ddp-killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 200
+        while len(found(folder / "runs" / "ddp-killed" / "checkpoints")) < 2 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    subprocess.run([*command, "ddp-killed"], check=True, capture_output=True)
+    assert digest(folder / "runs" / "ddp-killed") == digest(folder / "runs" / "ddp-whole")

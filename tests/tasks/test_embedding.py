@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_those_of_sentence_transformers(tokenizer, model,
     outputs.loss.backward()
     assert outputs.loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert outputs.logits.shape == (4, 4 * len(task.target_columns))
-    assert count_sizes(batch, 4).targets == 4
+    assert count_sizes(batch, [{}] * 4).targets == 4
     gradients = {name: weight.grad for name, weight in theirs[0].model.named_parameters()}
     for name, weight in model.named_parameters():
         if name.startswith("pooler"):

@@ -140,7 +140,7 @@ def test_loss_and_gradients_are_the_plain_model_s(tokenizer, model):
     task = bound(tokenizer)
     batch = batch_of(task, rows_of(answer("good", 13), answer("plot was", 26)), training=True)
     assert all(isinstance(value, torch.Tensor) for value in batch.values())
-    assert count_sizes(batch, 6).targets == 6
+    assert count_sizes(batch, [{}] * 6).targets == 6
     task.forward(model, batch).loss.backward()
     gradient = model.qa_outputs.weight.grad.clone()
     model.zero_grad()

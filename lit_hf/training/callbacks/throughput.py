@@ -90,6 +90,8 @@ class Throughput(Callback):
         self._all = self._all.plus(sizes)
         if self._since is not None:
             self._measured = self._measured._replace(work=self._measured.work.plus(sizes))
+        if self._batches == 1 and self._since is None and self._model is not None:
+            self._model.measure()  # early in the warm-up, where nobody's clock runs
         if self._batches == self.warmup_batches:
             self._end_warmup(pl_module.device)
         if self._since is not None:
@@ -100,8 +102,6 @@ class Throughput(Callback):
 
     def _end_warmup(self, device: torch.device) -> None:
         _wait_for(device)
-        if self._model is not None:
-            self._model.measure()
         self._since = self._clock()
 
     def _end_step(self) -> None:

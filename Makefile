@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTEST_ARGS ?= -n 2 --dist loadfile
 DATA ?= $(or $(LIT_HF_DATA),../shared/data)
 BENCH_ARGS ?=
+UV ?= uv==0.13.9
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -11,7 +12,7 @@ BENCH_STAMP := $(BENCH_VENV)/.installed
 BENCH := $(BENCH_VENV)/bin/python -m benchmarks --data $(DATA)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test lint bench bench-quick bench-gpu clean
+.PHONY: help install lock quickstart test lint bench bench-quick bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -20,13 +21,24 @@ help: ## Say what there is
 install: $(STAMP) ## Make the environment, with exact versions
 	@echo "lit-hf is installed in $(VENV): $(BIN)/lit-hf --help"
 
-# setup.cfg and constraints.txt say what is installed, so the environment is as new as they are.
-$(STAMP): setup.cfg constraints.txt
+# setup.cfg, constraints.txt and the lock say what is installed, so the environment is as new as they are. All that is
+# in the lock has the hash that stands there; what is left for the last line is torch alone, and what its build for
+# this machine (CPU or CUDA) brings along.
+$(STAMP): setup.cfg constraints.txt requirements.lock
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --require-hashes --no-deps --requirement requirements.lock
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[test,tools,tensorboard]'
 	@touch $@
+
+# Without torch: which of its builds is installed depends on the machine, and each has hashes of its own.
+lock: ## Write the hashes of what constraints.txt names to requirements.lock
+	@$(PYTHON) -m venv --clear .lock-venv
+	@.lock-venv/bin/python -m pip install -qq '$(UV)'
+	@.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes \
+	  --no-emit-package torch --no-annotate --custom-compile-command 'make lock' constraints.txt --output-file requirements.lock
+	@rm -rf .lock-venv
 
 quickstart: $(STAMP) ## Train a small classifier on this machine and try it
 	$(BIN)/lit-hf fit --config configs/quickstart.yaml

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from lit_hf.errors import Problem, nearest
 from lit_hf.task import Task
@@ -42,6 +43,45 @@ def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
             "GradientAccumulationScheduler changes how many batches make a step, which the data must know beforehand.",
             "Set trainer.accumulate_grad_batches instead.",
         )
+
+
+def guard_problems(skip: int, spike: float | None, has_moving_ranks: bool) -> Iterator[Problem]:
+    """Find settings for bad losses that make no sense, or do not go with the adapter.
+
+    Args:
+        skip: Optimizer steps that may be skipped.
+        spike: How many times the usual loss is a spike.
+        has_moving_ranks: Whether the adapter moves ranks between its layers, by the gradients of every step.
+    """
+    if skip < 0:
+        yield Problem("skip_nonfinite", f"{skip} is no number of steps.", "Give 0 or more.")
+    if skip > 0 and has_moving_ranks:
+        what = "the adapter needs the gradients of every step, so that none can be skipped."
+        yield Problem("skip_nonfinite", what, "Leave it out.")
+    if spike is not None and spike <= 1:
+        yield Problem("loss_spike", f"{spike:g} times the usual loss is no spike.", "Give more than 1, such as 3.")
+
+
+def streaming_problems(trainer: Mapping[str, Any], has_reference: bool) -> Iterator[Problem]:
+    """Find settings that need to know how many training rows there are, which nobody knows of a stream.
+
+    Args:
+        trainer: The trainer's settings.
+        has_reference: Whether a reference model is to be run on all rows before training.
+    """
+    if trainer["max_steps"] == -1:
+        what = "nobody knows how long a stream is, so the number of steps must be given."
+        yield Problem("trainer.max_steps", what, "Set it, also for several passes through the stream.")
+    for key in ("val_check_interval", "limit_train_batches", "overfit_batches"):
+        value = trainer[key]
+        if isinstance(value, float) and value not in (0.0, 1.0):
+            what = f"{value} is a share of an epoch, and nobody knows how long a stream is."
+            yield Problem(f"trainer.{key}", what, "Give a number of batches.")
+    if trainer["overfit_batches"]:
+        yield Problem("trainer.overfit_batches", "a stream is not read again and again.", "Leave out one of the two.")
+    if has_reference:
+        what = "the reference model is run on all rows before training, and a stream is not read before."
+        yield Problem("data.source.streaming", what, "Leave it out, or train an adapter (model.adapter).")
 
 
 def quantization_problems(strategy: object, precision: object) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple
 
@@ -106,3 +107,20 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     listed = f"There is: {', '.join(names)}."
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}? {listed}" if close else listed
+
+
+_ALLOCATORS = ("DefaultCPUAllocator: can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What errors without a type of their own say."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory was asked for that there is not, of a device or of the host.
+
+    Torch's own error is told by its name, as torch need not be imported here; its CPU allocator raises no type of its
+    own.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS)

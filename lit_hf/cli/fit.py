@@ -15,6 +15,7 @@ from rich.console import Console
 from lit_hf.checkpoints import STATE, newest_valid
 from lit_hf.checks import monitored
 from lit_hf.cli.export import export_run
+from lit_hf.cli.failures import explained
 from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
 from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
@@ -29,11 +30,13 @@ FREE_TO_CHANGE = {
     "data.num_proc",
     "data.num_workers",
     "data.pin_memory",
+    "loss_spike",
     "merge",
     "model.compile",
     "model.gradient_checkpointing",
     "output_dir",
     "patience",
+    "skip_nonfinite",
     "tracker",
 }
 """Settings that a run may resume with other values of; so may those of `trainer` that are not in `HELD`."""
@@ -117,6 +120,10 @@ def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
         if trainer.interrupted:
             raise KeyboardInterrupt from error
         raise
+    except Exception as error:
+        if (problem := explained(error, cli.in_hand, cli.resolved)) is None:
+            raise
+        raise TrainingError(problem._replace(cure=f"{problem.cure} {_kept(cli.run)}")) from error
 
 
 def _kept(run: RunFolder) -> str:

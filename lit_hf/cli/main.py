@@ -17,7 +17,7 @@ from pathlib import Path
 from lit_hf import __version__
 from lit_hf.cli import messages
 from lit_hf.cli.verbs import VERBS
-from lit_hf.errors import InputError, LitHFError, Problem
+from lit_hf.errors import InputError, LitHFError, Problem, is_out_of_memory
 
 MODULES = {"validate": "evaluate", "test": "evaluate"}
 """Where a verb is, if not in the module of its name."""
@@ -34,6 +34,14 @@ options:
   -h, --help  Show this help; `lit-hf <verb> --help` shows a verb's own.
   --version   Show the version.
   --debug     Show tracebacks and the libraries' own messages; goes with every verb.
+
+exit codes:
+  0    done
+  1    an unexpected failure
+  2    bad input: config, options, data; nothing was started
+  3    training failed; the last good checkpoint is kept, and named
+  75   told to end (SIGTERM); the same command goes on from the last checkpoint
+  130  interrupted (Ctrl-C); the same command goes on from the last checkpoint
 
 examples:
   lit-hf fit --config configs/quickstart.yaml
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the command's name; those of the process if left out.
 
     Returns:
-        The exit code: 0, or 1 for a failure, 2 for bad input, 3 for training that had to stop, 130 when interrupted.
+        The exit code, as `USAGE` lists them.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -116,7 +124,6 @@ def _describe(error: Exception) -> str:
     """Return an unforeseen error as one line, with a cure where one is known."""
     lines = str(error).strip().splitlines()
     line = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    # torch.OutOfMemoryError is told by its name: torch may not be imported here.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return f"{line}\n    {OUT_OF_MEMORY_CURE}"
     return line

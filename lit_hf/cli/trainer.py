@@ -24,12 +24,15 @@ from lit_hf.checks import (
     callback_problems,
     clipping_problems,
     disk_problems,
+    guard_problems,
     monitor_mode,
     monitor_problems,
     monitored,
     precision_problems,
     quantization_problems,
+    streaming_problems,
 )
+from lit_hf.cli import safety
 from lit_hf.cli.adapter_settings import complete
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
@@ -41,13 +44,16 @@ from lit_hf.models.adapters import export_problems as lone_adapter_problems
 from lit_hf.models.quantization import environment_problems
 from lit_hf.run import RunFolder, run_name
 from lit_hf.task import Task
+from lit_hf.training.callbacks.budget import moves_ranks
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.exact_resume import ExactResume
+from lit_hf.training.callbacks.in_hand import BatchInHand
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
+from lit_hf.training.callbacks.spikes import LossSpikes
 from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.module import LitModule
 from lit_hf.training.precision import default_precision, precision_note
@@ -81,6 +87,9 @@ class RunSettings:
         patience: Stop after that many validations without a better one.
         merge: Merge the adapter into the base model in the export.
         checkpoint_every: Save a checkpoint every so many optimizer steps, beside those after each validation.
+        skip_nonfinite: Optimizer steps that are skipped, in the whole run, for a loss or gradients that are not finite;
+            the one after them ends the run. By default the first one does.
+        loss_spike: Warn of training losses more than that many times the median of the last hundred.
     """
 
     name: str | None = None
@@ -90,6 +99,8 @@ class RunSettings:
     patience: int | None = None
     merge: bool = False
     checkpoint_every: int | None = None
+    skip_nonfinite: int = 0
+    loss_spike: float | None = None
 
 
 class TrainerCLI(LightningCLI):
@@ -103,6 +114,7 @@ class TrainerCLI(LightningCLI):
         run: The run's folder.
         task: The task, the same object in data and model.
         resolved: The whole config as plain values, with the run's name; it parses to the same config again.
+        in_hand: What a fit is at.
 
     Raises:
         InputError: With everything that is wrong in the config.
@@ -142,7 +154,9 @@ class TrainerCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse strictly: every problem of the config at once."""
-        self.config = parse(parser, args)
+        safe = safety.FLAG in args
+        args = [argument for argument in args if argument != safety.FLAG]
+        self.config = parse(parser, args, safe)
         configs = [argument.text for argument in read_arguments(args)[0] if argument.key == "config"]
         self.config.name = self.config.name or run_name(configs)
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.config.name):
@@ -159,6 +173,7 @@ class TrainerCLI(LightningCLI):
         self.task: Task = self.config_init.task
         self.datamodule: LitDataModule = self.config_init.data
         self.model: LitModule = self.config_init.model
+        self.in_hand = BatchInHand()
 
     # before the trainer starts
 
@@ -176,7 +191,9 @@ class TrainerCLI(LightningCLI):
                 lambda: self._monitor_problems(stage) if self.task.is_bound else (),
                 self._quantization_problems,
                 self._precision_problems,
+                self._guard_problems,
                 lambda: callback_problems(_listed(self.config_init.trainer.callbacks)),
+                lambda: self._streaming_problems() if stage == "fit" else (),
             )
         )
         if stage == "fit":
@@ -194,6 +211,11 @@ class TrainerCLI(LightningCLI):
             yield from quantization_problems(trainer.strategy, trainer.precision)
             yield from environment_problems(self.model.base, device_type(trainer.accelerator))
 
+    def _streaming_problems(self) -> Iterable[Problem]:
+        has_reference = self.task.needs_reference and self.model.adapter is None
+        trainer = self.config_init.trainer
+        return streaming_problems(trainer, has_reference) if self.datamodule.stream is not None else ()
+
     def _precision_problems(self) -> Iterator[Problem]:
         trainer, optimizer = self.config_init.trainer, self.resolved["model"]["optimizer"]
         precision = default_precision(trainer.accelerator) if trainer.precision is None else trainer.precision
@@ -208,6 +230,10 @@ class TrainerCLI(LightningCLI):
     def _monitor_problems(self, stage: str) -> Iterator[Problem]:
         monitor = monitored(self.task, self.config.monitor)
         return monitor_problems(self.task, monitor, stage != "fit" or self._validates, self.config.patience)
+
+    def _guard_problems(self) -> Iterator[Problem]:
+        config = self.config
+        return guard_problems(config.skip_nonfinite, config.loss_spike, moves_ranks(self.model.adapter))
 
     def _size_problems(self) -> Iterator[Problem]:
         self.run.create()
@@ -230,7 +256,8 @@ class TrainerCLI(LightningCLI):
         if settings["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in given):
             own.append(Progress(throughput))
         if stage == "fit":
-            own += [throughput, ValidateAtLastStep(), StopOnNonFinite()]
+            own += [throughput, self.in_hand, ValidateAtLastStep(), StopOnNonFinite(skip=self.config.skip_nonfinite)]
+            own += [] if self.config.loss_spike is None else [LossSpikes(self.config.loss_spike)]
             own += [RunRecorder(self.run, throughput, self.fingerprints), ExactResume(self.datamodule.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
@@ -310,14 +337,16 @@ def with_run_config(arguments: Sequence[str]) -> list[str]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run")
+    parser.add_argument(safety.FLAG, action="store_true", dest="safe")
     given, rest = parser.parse_known_args(arguments)
     folder = given.run
     if folder is None and rest and not rest[0].startswith("-"):
         folder, *rest = rest
+    flags = [safety.FLAG] if given.safe else []
     if folder is None:
-        return rest
+        return [*rest, *flags]
     run = RunFolder(folder)
     named = run.read_config().get("name")
     place = run.path.resolve()
     moved = [] if named == place.name else ["--name", place.name]
-    return ["-c", str(run.config), *rest, "--output_dir", str(place.parent), *moved]
+    return ["-c", str(run.config), *rest, "--output_dir", str(place.parent), *moved, *flags]

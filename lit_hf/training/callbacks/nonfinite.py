@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from lit_hf.errors import Problem, TrainingError
@@ -24,21 +26,70 @@ class StopOnNonFinite(Callback):
     checkpoint and at the end of each epoch; on the CPU after every batch, since it costs nothing there. The weights
     are looked at before each validation and each checkpoint: one step with a finite loss can still spoil them.
 
+    With `skip`, losses and gradients are looked at before each optimizer step, which the device is waited for, and
+    that many steps are left out: none of the weights and none of the optimizer's state change then, on no rank. The
+    step still counts, and the learning rate goes on. Gradients that overflow under float16's scaler are the scaler's.
+
     Lightning calls `on_save_checkpoint` before it opens the file, so that an error raised there leaves the earlier
     file as it was. It does not call it for checkpoints that hold the weights only.
 
     Args:
         every_n_batches: How often an accelerator is waited for.
+        skip: Optimizer steps that may be left out in the whole run.
+
+    Attributes:
+        skipped: Those that were.
     """
 
-    def __init__(self, every_n_batches: int = 50) -> None:
+    def __init__(self, every_n_batches: int = 50, skip: int = 0) -> None:
         self.every_n_batches = every_n_batches
-        self._losses: list[tuple[int, int, torch.Tensor]] = []
+        self.skip = skip
+        self.skipped = 0
+        self._losses: list[tuple[int, int, Tensor]] = []
+        self._of_step: list[Tensor] = []  # the losses of the batches of the optimizer step to come
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many steps were left out so far."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.skipped = state_dict["skipped"]
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the loss, if steps may be left out."""
+        if self.skip:
+            self._of_step.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Leave the step out if a loss or a gradient of it is not finite, and it may be left out."""
+        if not self.skip:
+            return
+        losses, self._of_step = self._of_step, []
+        what = next((f"training loss is {float(loss)}" for loss in losses if not math.isfinite(float(loss))), None)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if what is None and not is_scaled and not _finite(weight.grad for weight in weights if weight.grad is not None):
+            what = "gradient is not finite"
+        if trainer.strategy.reduce_boolean_decision(what is None, all=True):
+            return
+        what = what or "training loss of another process is not finite"
+        step, epoch = trainer.global_step + 1, trainer.current_epoch + 1
+        if self.skipped == self.skip:
+            raise self._error(step, epoch, f"{what}, and {self.skip} such steps were skipped before (skip_nonfinite)")
+        self.skipped += 1
+        for weight in weights:
+            weight.grad = None  # optimizers pass over weights without one
+        _warn(f"step {step}, epoch {epoch}: the {what}. The step is skipped: {self.skipped} of {self.skip} that may be")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the loss, and read those kept when it is time to."""
+        if self.skip:
+            return  # it was judged before the step
         self._losses.append((trainer.global_step, trainer.current_epoch + 1, outputs["mean_loss"]))
         every = 1 if pl_module.device.type == "cpu" else self.every_n_batches
         if (batch_idx + 1) % every == 0:
@@ -70,8 +121,7 @@ class StopOnNonFinite(Callback):
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_losses(trainer)
-        trained = [weight.detach() for weight in pl_module.parameters() if weight.requires_grad]
-        finite = bool(torch.isfinite(get_total_norm(trained, norm_type=math.inf)))
+        finite = _finite(weight.detach() for weight in pl_module.parameters() if weight.requires_grad)
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             raise self._error(trainer.global_step, trainer.current_epoch + 1, "weights are no longer finite")
 
@@ -94,6 +144,10 @@ class StopOnNonFinite(Callback):
             "a wider precision (trainer.precision), and look for broken rows in the data."
         )
         return TrainingError(Problem(f"step {step}, epoch {epoch}", f"the {what}.", cure))
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return bool(torch.isfinite(get_total_norm(tensors, norm_type=math.inf)))
 
 
 @rank_zero_only

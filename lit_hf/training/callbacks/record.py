@@ -21,6 +21,8 @@ import lit_hf
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
+from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
+from lit_hf.training.callbacks.spikes import LossSpikes
 from lit_hf.training.callbacks.throughput import Throughput, peak_memory
 from lit_hf.training.tracking import MetricsFile
 
@@ -68,6 +70,8 @@ class RunRecorder(Callback):
             "steps": None,
             "epochs": None,
             "limits": None,
+            "skipped_steps": 0,
+            "loss_spikes": 0,
             "metrics": {},
             "best": None,
             "throughput": None,
@@ -115,6 +119,8 @@ class RunRecorder(Callback):
             steps=trainer.global_step,
             epochs=trainer.current_epoch,
             limits={"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
+            skipped_steps=sum(one.skipped for one in trainer.callbacks if isinstance(one, StopOnNonFinite)),
+            loss_spikes=sum(one.count for one in trainer.callbacks if isinstance(one, LossSpikes)),
             metrics=_metrics(trainer, pl_module),
             best=self._best(trainer),
             throughput=self.throughput.summary(),
@@ -151,7 +157,9 @@ def _now() -> str:
 
 def _metrics(trainer: Trainer, pl_module: LightningModule) -> dict[str, float | str]:
     """Return the latest validation's metrics, which may be from before a resume."""
-    before = {name: value for name, value in getattr(pl_module, "results", {}).items() if isinstance(value, int | float)}
+    before = {
+        name: value for name, value in getattr(pl_module, "results", {}).items() if isinstance(value, int | float)
+    }
     metrics = {**before, **trainer.callback_metrics}
     return {name: _json(value) for name, value in metrics.items() if name.startswith("val/")}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,107 @@ class Deferred(StopOnNonFinite):
             device = torch.device("meta")
 
         super().on_train_batch_end(trainer, Accelerated(), outputs, batch, batch_idx)  # type: ignore[arg-type]
+
+
+class Recording(TinyModule):
+    """Keeps its weights after each batch."""
+
+    def __init__(self, spoil: Any, **settings: Any) -> None:
+        super().__init__(spoil, **settings)
+        self.weights: list[Tensor] = []
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.weights.append(self.layer.weight.detach().clone())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.1)
+
+
+def spoil_at(*batches: int, by: float = math.nan) -> Any:
+    return lambda index, loss: loss * by if index in batches else loss
+
+
+def of_level(loss: Tensor) -> Tensor:
+    """Return the loss itself, with a gradient that is not finite."""
+    return loss.detach() + (loss - loss.detach()).sqrt()
+
+
+@pytest.mark.parametrize("spoil", [spoil_at(2), spoil_at(2, by=math.inf), lambda i, x: of_level(x) if i == 2 else x])
+def test_a_bad_step_is_skipped_and_changes_neither_weights_nor_the_optimizer(run, spoil, caplog) -> None:
+    module, stop = Recording(spoil), StopOnNonFinite(skip=1)
+    trainer = tiny_trainer(run.path, callbacks=[stop])
+
+    with caplog.at_level(logging.WARNING, logger="lit_hf"):
+        trainer.fit(module, Batches(4))
+
+    assert torch.equal(module.weights[1], module.weights[2])
+    assert not torch.equal(module.weights[2], module.weights[3])
+    assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {3}
+    assert trainer.global_step == 4
+    assert stop.skipped == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "lit_hf"]
+    assert line.startswith("step 3, epoch 1: the ")
+    assert line.endswith("The step is skipped: 1 of 1 that may be")
+
+
+def test_more_bad_steps_than_may_be_skipped_end_the_run(run: RunFolder) -> None:
+    module = TinyModule(spoil_at(1, 5, 6))
+
+    with pytest.raises(TrainingError) as caught:
+        fit(run, module, StopOnNonFinite(skip=2))
+
+    assert str(caught.value).startswith(
+        "step 7, epoch 2: the training loss is nan, and 2 such steps were skipped before (skip_nonfinite)."
+    )
+    assert_good(run.checkpoint("last"), 4)
+
+
+def test_a_step_of_several_batches_is_skipped_whole(run: RunFolder) -> None:
+    module, stop = Recording(spoil_at(2)), StopOnNonFinite(skip=1)
+
+    tiny_trainer(run.path, callbacks=[stop], accumulate_grad_batches=2).fit(module, Batches(6))
+
+    assert stop.skipped == 1
+    assert torch.equal(module.weights[1], module.weights[3])
+    assert not torch.equal(module.weights[3], module.weights[5])
+
+
+def test_the_count_goes_with_the_checkpoint(run: RunFolder) -> None:
+    before, after = StopOnNonFinite(skip=1), StopOnNonFinite(skip=1)
+    fit(run, TinyModule(spoil_at(2)), before)
+    kept = torch.load(run.checkpoint("last"), weights_only=True)["callbacks"]
+
+    after.load_state_dict(kept[before.state_key])
+
+    assert after.skipped == 1
+
+
+def test_a_run_without_bad_losses_is_the_same_whether_steps_may_be_skipped_or_not(run: RunFolder) -> None:
+    weights = []
+    for skip in (0, 3):
+        torch.manual_seed(0)
+        module = Recording(lambda _, loss: loss)
+        tiny_trainer(run.path, callbacks=[StopOnNonFinite(skip=skip)], gradient_clip_val=1.0).fit(module, Batches(5))
+        weights.append(module.weights[-1])
+
+    assert torch.equal(*weights)
+
+
+def test_all_ranks_skip_the_step_of_which_one_has_a_bad_loss(run: RunFolder) -> None:
+    class OneRank(Recording):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+            losses = super().training_step(batch, batch_idx)
+            spoilt = math.nan if self.global_rank == 1 and batch_idx == 2 else 1.0
+            return {name: loss * spoilt for name, loss in losses.items()}
+
+        def on_train_end(self) -> None:
+            kept = [torch.equal(one, other) for one, other in pairwise(self.weights)]
+            skipped = sum(one.skipped for one in self.trainer.callbacks if isinstance(one, StopOnNonFinite))
+            (run.path / f"{self.global_rank}.txt").write_text(f"{kept} {skipped}")
+
+    settings = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False, "accumulate_grad_batches": 1}
+    trainer = tiny_trainer(run.path, callbacks=[StopOnNonFinite(skip=1)], **settings)
+    trainer.fit(OneRank(lambda _, loss: loss), Batches(4))
+
+    expected = "[False, True, False] 1"
+    assert [(run.path / f"{rank}.txt").read_text() for rank in range(2)] == [expected, expected]

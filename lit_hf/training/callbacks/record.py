@@ -111,6 +111,7 @@ class RunRecorder(Callback):
     def _end(self, trainer: Trainer, pl_module: LightningModule, state: str, error: dict[str, str] | None) -> None:
         if self._started is None:
             return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self.run.update_record(
             state=state,
             ended=_now(),
@@ -119,8 +120,8 @@ class RunRecorder(Callback):
             steps=trainer.global_step,
             epochs=trainer.current_epoch,
             limits={"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
-            skipped_steps=sum(one.skipped for one in trainer.callbacks if isinstance(one, StopOnNonFinite)),
-            loss_spikes=sum(one.count for one in trainer.callbacks if isinstance(one, LossSpikes)),
+            skipped_steps=sum(one.skipped for one in callbacks if isinstance(one, StopOnNonFinite)),
+            loss_spikes=sum(one.count for one in callbacks if isinstance(one, LossSpikes)),
             metrics=_metrics(trainer, pl_module),
             best=self._best(trainer),
             throughput=self.throughput.summary(),

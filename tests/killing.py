@@ -107,7 +107,7 @@ class _Counter:
 
     def _phase(self, path: str, function: str) -> str | None:
         if path == "training/module.py":
-            self._validates = function in ("validation_step", "_evaluate", "on_validation_epoch_end", "_log_metrics")
+            self._validates = function in ("validation_step", "on_validation_epoch_end", "_log_metrics")
         phase = next((name for name, paths in PHASES.items() if path.startswith(paths)), None)
         return "validation" if phase == "step" and self._validates else phase
 

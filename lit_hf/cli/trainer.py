@@ -239,7 +239,7 @@ class TrainerCLI(LightningCLI):
         self.run.create()
         skeleton = self.model.skeleton()
         trainable, total = count_parameters(skeleton)
-        yield from disk_problems(self.run.path, trainable, total if self.model.stores_base else trainable)
+        yield from disk_problems(self.run.path, trainable, total if self.model.parts.stores_base else trainable)
         yield from export_problems(skeleton, self.config.merge)
         yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)
 

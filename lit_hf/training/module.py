@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, cast
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,26 +14,22 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.nn import ModuleDict
 from torch.optim import AdamW
-from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lit_hf.errors import InputError, Problem, collect
-from lit_hf.evaluation.metrics import MeanLoss
-from lit_hf.models.accounting import count_parameters
+from lit_hf.errors import InputError, Problem
 from lit_hf.models.adaptation import Adaptation
 from lit_hf.models.adapter_losses import regularization
-from lit_hf.models.adapter_starts import start_batches
-from lit_hf.models.freezing import freeze, freeze_problems
+from lit_hf.models.assembly import Assembly, Sample
 from lit_hf.models.loading import Base
-from lit_hf.models.packed_attention import prompt_problems
-from lit_hf.models.quantization import quantization_problems
-from lit_hf.models.stored import base_weights, misfit, stored_names
+from lit_hf.models.stored import misfit
 from lit_hf.models.switches import Switches
 from lit_hf.task import Batch, Sizes, Task
+from lit_hf.training.adapter_batches import sample
 from lit_hf.training.callbacks.budget import RankBudget, moves_ranks
 from lit_hf.training.optimizers import Rates, Schedule, base_rate, build_optimizer, parameter_groups
 from lit_hf.training.precision import low_precision_note
+from lit_hf.training.scores import Scores
 
 log = logging.getLogger(__name__)
 
@@ -103,89 +98,38 @@ class LitModule(LightningModule):
         self.rates = rates
         self.schedule = schedule
         self.model: Any = None
-        self.losses = ModuleDict()  # by split: the mean over targets
-        self.metrics = ModuleDict()  # by split: the task's
+        self.scores = ModuleDict()  # by split
         self.results: dict[str, Any] = {}
-        self.stored: frozenset[str] | None = None  # names of the model's tensors that go into checkpoints; None: all
+        self.stored: Collection[str] | None = None  # names of the model's tensors that go into checkpoints; None: all
 
-    def check(self) -> list[Problem]:
-        """Find what is wrong with the settings, before weights are loaded; the task must be bound."""
-        problems = [*self.schedule.problems(), *self.base.problems(self.task), *self._length_problems()]
-        problems += quantization_problems(self.base, self.adapter)
-        if self.base.packing:
-            problems += prompt_problems(self.adapter)
-        if not problems:
-            problems = collect(self._model_problems)
-        return problems
-
-    def _model_problems(self) -> Iterator[Problem]:
-        base = self.base.skeleton(self.task)
-        yield from self.switches.problems(base)
-        if wrong := list(self.adaptation.problems(self.task, base)):
-            yield from wrong
-            return
-        model = self.adaptation.skeleton(self.task, base)
-        yield from self.adaptation.weight_problems(model)
-        yield from freeze_problems(model, self.frozen)
-        yield from self.rates.problems(model)
+    @property
+    def parts(self) -> Assembly:
+        """What the model is made of."""
+        return Assembly(self.base, self.adaptation, self.frozen, self.switches)
 
     @property
     def adapter(self) -> PeftConfig | None:
         """The config of the adapter that trains; None where the model itself does."""
-        return self.adaptation.config
+        return self.parts.adapter
 
     @property
     def longest_input(self) -> int | None:
-        """The longest input in tokens; the virtual tokens of prompt learning take their part of the positions."""
-        limit = self.base.longest_input
-        return None if limit is None else limit - (getattr(self.adapter, "num_virtual_tokens", None) or 0)
+        """The longest input in tokens; None where positions have no fixed limit."""
+        return self.parts.longest_input
 
-    def _length_problems(self) -> Iterator[Problem]:
-        limit, length = self.longest_input, self.task.tokenizer.model_max_length
-        if limit is not None and limit < length:
-            yield Problem(
-                "data.max_length",
-                f"{length:,} tokens are longer than the model takes: {limit:,}.",
-                f"Set data.max_length to {limit} or less, or leave it out.",
-            )
-
-    @property
-    def stores_base(self) -> bool:
-        """Whether checkpoints hold the base model's weights: not where an adapter trains, and they load from theirs."""
-        return self.base.checkpoint is None or self.adaptation.changes_base
+    def check(self) -> list[Problem]:
+        """Find what is wrong with the settings, before weights are loaded; the task must be bound."""
+        return [*self.schedule.problems(), *self.parts.problems(self.task, self.rates.problems)]
 
     def skeleton(self) -> PreTrainedModel | PeftModel:
         """Return the model on the meta device, its adapter included: modules and shapes without weights."""
-        model = self.adaptation.skeleton(self.task, self.base.skeleton(self.task))
-        freeze(model, self.frozen)
-        return model
+        return self.parts.skeleton(self.task)
 
     def configure_model(self) -> None:
         """Build the model, once; Lightning calls this after the data is set up and before each stage."""
-        if self.model is not None:
-            return
-        if self.base.checkpoint is not None and self.base.config:
-            log.info("model: the checkpoint; model.config is not used beside one")
-        model, new_weights = self.base.build(self.task, getattr(self.adapter, "modules_to_save", None) or ())
-        if new_weights:
-            log.info("new weights, not in the checkpoint: %s", ", ".join(new_weights))
-        from_checkpoint = base_weights(model, new_weights)
-        self.model = self.adaptation.apply(model, self.task, new_weights, self._sample)
-        self.stored = None if self.stores_base else stored_names(self.model, from_checkpoint)
-        freeze(self.model, self.frozen)
-        self.switches.turn_on(self.model)
-        self.model.config.pad_token_id = self.task.tokenizer.pad_token_id
-        log.info("model: %s", count_parameters(self.model))
-
-    def _sample(self, model: PreTrainedModel) -> list[Batch]:
-        """Return batches of the training data for an adapter that starts from them."""
-        data, collate = cast(Any, self.trainer).datamodule, self.task.collator(training=True)
-        if self.base.quantized is None:  # quantized weights are loaded where they stay
-            cast(torch.nn.Module, model).to(self.trainer.strategy.root_device)
-        batches = start_batches(
-            cast(PeftConfig, self.adapter), data.encoded["train"], data.batch_size, collate, data.seed
-        )
-        return [move_data_to_device(_inputs(batch), model.device) for batch in batches]
+        if self.model is None:
+            batches: Sample = lambda model: sample(self.trainer, self.task, self.adapter, model)  # noqa: E731
+            self.model, self.stored = self.parts.build(self.task, batches)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what moves an adapter's ranks between layers, where it does."""
@@ -194,8 +138,7 @@ class LitModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Make the metrics of the stage's splits."""
         for split in {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            self.losses[split] = MeanLoss()
-            self.metrics[split] = self.task.metrics()
+            self.scores[split] = Scores(self.task.metrics())
 
     def on_fit_start(self) -> None:
         """Speed the model up, and tell of weights that train in 16 bits."""
@@ -210,9 +153,8 @@ class LitModule(LightningModule):
         outputs = self.task.forward(self.model, _inputs(batch))
         loss = outputs.loss
         if loss is None:
-            raise InputError(
-                Problem("task", "the model returned no loss: its batches have no labels.", "Check the task's columns.")
-            )
+            what = "the model returned no loss: its batches have no labels."
+            raise InputError(Problem("task", what, "Check the task's columns."))
         values = {"loss": loss.detach(), **(getattr(outputs, "logs", None) or {})}
         added = regularization(self.model)
         if added is not None:
@@ -240,19 +182,11 @@ class LitModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch of the validation split."""
-        self._evaluate(batch, "val")
+        cast(Scores, self.scores["val"]).add(self.task, self.model, _inputs(batch), batch["sizes"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch of the test split."""
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: Batch, split: str) -> None:
-        sizes, metrics = batch["sizes"], cast(MetricCollection, self.metrics[split])
-        if sizes.rows == 0:  # keeps the ranks in step where a forward pass communicates; its result is dropped
-            self.task.evaluate(self.model, _inputs(batch), self.task.metrics().to(self.device))
-            return
-        loss = self.task.evaluate(self.model, _inputs(batch), metrics)
-        cast(MeanLoss, self.losses[split]).update(loss.detach(), sizes.targets)
+        cast(Scores, self.scores["test"]).add(self.task, self.model, _inputs(batch), batch["sizes"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split."""
@@ -263,14 +197,12 @@ class LitModule(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
-        mean, metrics = cast(MeanLoss, self.losses[split]), cast(MetricCollection, self.metrics[split])
+        scores = cast(Scores, self.scores[split])
         if not self.trainer.sanity_checking:
-            values = {"loss": mean.compute(), **metrics.compute()}
-            self.results = {f"{split}/{name}": value.tolist() for name, value in values.items()}
+            self.results = {f"{split}/{name}": value.tolist() for name, value in scores.compute().items()}
             numbers = {name: float(value) for name, value in self.results.items() if isinstance(value, float | int)}
             self.log_dict(numbers)
-        mean.reset()
-        metrics.reset()
+        scores.reset()
 
     # optimization and checkpoints
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_hf.cli import words
 from lit_hf.cli.reading import CONFIG_SUFFIXES, Value, is_remote, read_file
+from lit_hf.cli.safety import CURE, FLAG, find_import_paths, find_unsafe, is_admitted, refused_import
 from lit_hf.cli.schema import Option, UnknownClassError, class_options, find_class, suggest
 from lit_hf.cli.secrets import find_secrets
 from lit_hf.errors import InputError, Problem
@@ -31,6 +34,7 @@ class Checker:
 
     Args:
         options: The parser's options.
+        safe: Refuse what would run or fetch something that is not admitted, and import nothing of it.
 
     Attributes:
         problems: All that is wrong.
@@ -38,23 +42,25 @@ class Checker:
         given: The keys that a value was given for.
     """
 
-    def __init__(self, options: Option) -> None:
+    def __init__(self, options: Option, safe: bool = False) -> None:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.given: set[str] = set()
         self._options = options
+        self._safe = safe
         self._chosen: dict[str, _Chosen] = {}
         self._secrets: set[str] = set()
+        self._refused: set[str] = set()
         self._lists: set[str] = set()
 
     def check_file(self, value: Value) -> None:
         """Check what a config file says."""
-        self._check_secrets("", value)
+        self._check_text("", value)
         self._check_group(self._options, value)
 
     def check_option(self, key: str, value: Value) -> None:
         """Check an option of the command line."""
-        self._check_secrets(key, value)
+        self._check_text(key, value)
         self._check_key(self._options, key, value)
 
     def check_required_parameters(self) -> None:
@@ -70,13 +76,26 @@ class Checker:
     def _add(self, key: str, place: str, what: str, cure: str = "") -> None:
         self.problems.append(Problem(f"{key} ({place})" if place else key, what, cure))
 
+    def _is_refused_inside(self, key: str) -> bool:
+        return any(refused.startswith((f"{key}.", f"{key}[")) for refused in self._refused)
+
     def _add_wrong(self, key: str, value: Value, expected: str, cure: str = "") -> None:
         self._add(key, value.place, f"expected {expected}, found {value.shown()}.", cure)
 
-    def _check_secrets(self, key: str, value: Value) -> None:
+    def _check_text(self, key: str, value: Value) -> None:
+        """Check what no type is needed for, and nothing need be imported."""
         for secret_key, problem in find_secrets(key, value):
             self._secrets.add(secret_key)
             self.problems.append(problem)
+        if self._safe:
+            self._refuse(find_unsafe(key, value))
+
+    def _refuse(self, found: Iterable[tuple[str, Problem]]) -> bool:
+        """Keep what is not admitted, each once; say whether there was anything."""
+        refused = dict(found)
+        self.problems += [problem for key, problem in refused.items() if key not in self._refused]
+        self._refused |= set(refused)
+        return bool(refused)
 
     # groups: blocks whose keys are fixed
 
@@ -116,7 +135,7 @@ class Checker:
             self.problems.extend(error.problems)
             return None
         self.problems.extend(repeated)
-        self._check_secrets(key, inner)
+        self._check_text(key, inner)
         return inner
 
     def _check_key(self, group: Option, name: str, value: Value) -> None:
@@ -154,10 +173,12 @@ class Checker:
 
     def _check_value(self, option: Option, key: str, value: Value) -> None:
         self.given.add(key)
-        if key in self._secrets:
+        if key in self._secrets or key in self._refused:
             return
         if option.bases and self._is_class(option, value):
             self._check_class(option, key, value)
+        elif self._safe and (self._is_refused_inside(key) or self._refuse(find_import_paths(option.hint, key, value))):
+            return  # to try whether it fits would import it
         elif not option.admits_null and value.content is None:
             self._add_wrong(key, value, words.describe(option.hint))
         elif not _fits(option.hint, value):
@@ -227,11 +248,19 @@ class Checker:
         if not isinstance(value.content, str):
             self._add_wrong(key, value, words.describe(option.hint))
             return False
+        if self._safe and not is_admitted(value.content):
+            self._chosen[key] = _Chosen(None, None, value.place)
+            if f"{key}.class_path" not in self._refused:  # not told yet
+                self._add(key, value.place, refused_import(value.content), CURE)
+            return False
         try:
             cls = find_class(value.content, option.bases)
         except UnknownClassError as error:
             self._add(key, value.place, str(error), error.cure)
             self._chosen[key] = _Chosen(None, None, value.place)  # its parameters cannot be told right from wrong
+            return False
+        if self._safe and not inspect.isclass(cls):
+            self._add(key, value.place, f"{value.content} is a function, and {FLAG} calls none.", CURE)
             return False
         self._chosen[key] = _Chosen(cls, class_options(cls, key, option.hint), value.place)
         if previous is not None and previous.cls is not cls:

@@ -14,6 +14,7 @@ from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.blocks import Checker
 from lit_hf.cli.help import requested_help
 from lit_hf.cli.reading import read_file, read_option
+from lit_hf.cli.safety import ADMITTED, DEFINED_IN
 from lit_hf.cli.schema import known_classes, read_options, required_keys
 from lit_hf.cli.words import is_closed
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
@@ -23,7 +24,7 @@ logger = logging.getLogger("lit_hf")
 PARSER_KEY = re.compile(r'^Parser key "([^"]+)":?\s*')
 
 
-def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+def parse(parser: ArgumentParser, argv: Sequence[str], safe: bool = False) -> Namespace:
     """Parse a verb's options and config files.
 
     What jsonargparse accepts is accepted, with the same result: later files and options win, and blocks merge. What it
@@ -32,6 +33,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     Args:
         parser: The verb's parser.
         argv: What was typed after the verb.
+        safe: Take the config as data: nothing is imported, run or fetched but what is admitted.
 
     Returns:
         The parsed config, defaults included.
@@ -43,8 +45,8 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     if asked := requested_help(parser, argv):
         print(asked, end="")
         raise SystemExit(0)
-    _configure(parser)
-    notes = check(parser, argv)
+    _configure(parser, safe)
+    notes = check(parser, argv, safe)
     try:
         config = parser.parse_args(list(argv))
     except ArgumentError as error:
@@ -80,20 +82,28 @@ def _unwrap(error: BaseException) -> BaseException:
     return error
 
 
-def _configure(parser: ArgumentParser) -> None:
+def _configure(parser: ArgumentParser, safe: bool) -> None:
     parser.exit_on_error = False
     bases = {base for option in read_options(parser).leaves() for base in option.bases}
     set_parsing_settings(
         # Lightning switches the reading of remote configs on; a config can name code to run.
         config_read_mode_fsspec_enabled=False,
         config_read_mode_urls_enabled=False,
+        # a denylist at all makes jsonargparse enforce its own: os, subprocess and the like
+        import_path_denylist=["*"] if safe else [],
+        import_path_allowlist=[*ADMITTED, *DEFINED_IN] if safe else [],
         # jsonargparse takes no subclass of a dataclass by class_path unless it is told to; quantization configs are.
         subclasses_enabled=[base for base in bases if is_dataclass(base) and not is_closed(base)],
     )
 
 
-def check(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
+def check(parser: ArgumentParser, argv: Sequence[str], safe: bool = False) -> list[str]:
     """Check a command line and the config files that it names.
+
+    Args:
+        parser: The verb's parser.
+        argv: What was typed after the verb.
+        safe: Refuse what would run or fetch something that is not admitted.
 
     Returns:
         Notes for the user, where nothing is wrong.
@@ -103,7 +113,7 @@ def check(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     """
     arguments, problems = read_arguments(argv)
     options = read_options(parser)
-    checker = Checker(options)
+    checker = Checker(options, safe)
     for argument in arguments:
         if argument.key == "config":
             problems += _check_file(argument.text, checker)

@@ -22,14 +22,19 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which one (default: best)")
     parser.add_argument("--output", type=Path, help="where to (default: export/ in the run's folder)")
     parser.add_argument("--merge", action="store_true", default=None, help="merge an adapter into its base model")
+    parser.add_safe_config()
     options = parser.parse_args(argv)
     run_folder = RunFolder(parser.folder(options))
-    folder = export_run(run_folder, options.checkpoint, options.output, options.merge)
+    folder = export_run(run_folder, options.checkpoint, options.output, options.merge, options.safe_config)
     print(f"Exported to {folder}. Next:\n{next_commands(run_folder, folder)}")
 
 
 def export_run(
-    run: RunFolder, checkpoint: Literal["best", "last"] = "best", output: Path | None = None, merge: bool | None = None
+    run: RunFolder,
+    checkpoint: Literal["best", "last"] = "best",
+    output: Path | None = None,
+    merge: bool | None = None,
+    safe: bool = False,
 ) -> Path:
     """Export a run's checkpoint.
 
@@ -38,6 +43,7 @@ def export_run(
         checkpoint: `best` or `last`.
         output: Where to; by default `export/` in the run's folder.
         merge: Merge the adapter; by default what the run's config says.
+        safe: Take the run's config as data, as `--safe-config` does.
 
     Returns:
         Where it is.
@@ -52,7 +58,7 @@ def export_run(
     from lit_hf.cli.runs import load_run
     from lit_hf.export.package import export
 
-    model, task, record = load_run(run, checkpoint)
+    model, task, record = load_run(run, checkpoint, safe)
     folder = output or run.export
     export(
         cast("PreTrainedModel", model),

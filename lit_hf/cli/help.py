@@ -31,6 +31,7 @@ EXAMPLES = {
 GENERAL = (
     ("-c, --config <file>", "config file (YAML); give several, later ones and options win"),
     ("--print_config", "show the whole config as it would be used, and stop"),
+    ("--safe-config", "take the config as data: import, run and fetch nothing but what is known to be harmless"),
     ("--debug", "show tracebacks and the libraries' own messages"),
     ("-h, --help", "show this help"),
 )

@@ -37,6 +37,12 @@ class Parser(argparse.ArgumentParser):
             "-c", "--config", action="append", default=[], help="config of the run, instead; give it as often as to fit"
         )
 
+    def add_safe_config(self) -> None:
+        """Add the option that takes a run's config as data."""
+        self.add_argument(
+            "--safe-config", action="store_true", help="import, run and fetch nothing but what is known to be harmless"
+        )
+
     def folder(self, options: argparse.Namespace) -> str:
         """Return the folder that was given in one of the ways."""
         given = [value for value in (options.folder, options.run, options.config) if value]

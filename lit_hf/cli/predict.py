@@ -43,8 +43,10 @@ def run(argv: Sequence[str]) -> None:
         parser.error("give --device or --device_map, not both.")
     if options.output and not options.input:
         parser.error("--output goes with --input.")
+    if options.safe_config and options.trust_remote_code:
+        parser.error("give --safe-config or --trust_remote_code, not both.")
     _check_output(options.input, options.output)
-    folder = _exported(parser.folder(options))
+    folder = _exported(parser.folder(options), options.safe_config)
     with _terminable():
         if options.input:
             _predict_file(folder, options)
@@ -84,6 +86,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run a task's or a model's code from outside lit-hf"
     )
+    parser.add_safe_config()
     return parser
 
 
@@ -122,7 +125,7 @@ def _check_output(source: str | None, target: str | None) -> None:
         raise InputError(Problem("--output", "the input would be overwritten.", "Give another file."))
 
 
-def _exported(folder: str) -> Path:
+def _exported(folder: str, safe: bool) -> Path:
     """Return an exported folder; a run that has none is exported first."""
     from lit_hf.models.folder import MANIFEST, fetch
 
@@ -133,7 +136,7 @@ def _exported(folder: str) -> Path:
         from lit_hf.cli.export import export_run
 
         logger.info("the run %s has no export yet; making it", run.path)
-        export_run(run)
+        export_run(run, safe=safe)
     return run.export
 
 

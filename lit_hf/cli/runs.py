@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from lit_hf.cli.safety import FLAG
 from lit_hf.cli.trainer import TrainerCLI, with_run_config
 from lit_hf.errors import InputError, Problem
 from lit_hf.run import RunFolder
@@ -96,13 +97,18 @@ def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
     cli.task.bind(cli.datamodule.tokenizer)
 
 
-def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best") -> LoadedRun:
+def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best", safe: bool = False) -> LoadedRun:
     """Rebuild a run's model from its folder.
+
+    Args:
+        run: The run.
+        checkpoint: `best` or `last`.
+        safe: Take the run's config as data, as `--safe-config` does.
 
     Raises:
         InputError: If there is no run, or its checkpoint cannot be used.
     """
-    cli = TrainerCLI(with_run_config([str(run.path)]))
+    cli = TrainerCLI(with_run_config([str(run.path), *([FLAG] if safe else [])]))
     state = read_best_or_last(run, checkpoint)
     bind_task(cli, state)
     build_model(cli.model)

@@ -79,6 +79,20 @@ def listed_block(hint: Any) -> type | None:
     return next((block for block in blocks if is_closed(block) and list[block] in members), None)  # type: ignore[valid-type]
 
 
+def names_code(hint: Any) -> bool:
+    """Say whether text in a value of the type, or in what the type contains, may be an import path."""
+    if hint is type or typing.get_origin(hint) is type or is_function(hint):
+        return True
+    return bool(classes(hint)) or any(names_code(part) for part in typing.get_args(hint))
+
+
+def is_function(hint: Any) -> bool:
+    """Say whether a value of the type is a function by its import path, which is not called to make a class."""
+    return any(
+        _is_callable(typing.get_origin(member) or member) and not classes(member) for member in alternatives(hint)
+    )
+
+
 def admits_scalar(hint: Any) -> bool:
     """Say whether text or a number is a value of the type, so that text in its place need not name a class."""
     members = [member for member in alternatives(hint) if member not in (type(None), bool)]

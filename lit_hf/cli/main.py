@@ -28,7 +28,7 @@ usage: lit-hf <verb> [options]
 Fine-tune Hugging Face models with Lightning, from one YAML file.
 
 verbs:
-{chr(10).join(f"  {verb:<9} {purpose}" for verb, purpose in VERBS.items())}
+{chr(10).join(f"  {verb:<11} {purpose}" for verb, purpose in VERBS.items())}
 
 options:
   -h, --help  Show this help; `lit-hf <verb> --help` shows a verb's own.

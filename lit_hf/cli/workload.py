@@ -102,7 +102,8 @@ def is_causal(task: Task) -> bool:
 def _counted(cli: TrainerCLI) -> Workload:
     data = cli.datamodule
     data.num_workers = 0
-    encoded, order = data.encoded["train"], data.train_dataloader().sampler
+    encoded, is_whole = data.encoded["train"], data.stream is None
+    order = data.training_order(encoded)
     collate = cli.task.collator(training=True, pad_to_multiple_of=data.pad_to_multiple_of)
     largest = _largest(order)
 
@@ -122,8 +123,8 @@ def _counted(cli: TrainerCLI) -> Workload:
         decoder_tokens=_decoder_tokens(cli.task, encoded) / count,
         trained_tokens=trained[0] / count if trained else None,
         attended=attended_pairs(order.lengths, is_causal(cli.task)) / (1 - order.padding_share) / count,
-        batches=count,
-        rows_in_all=len(data.splits["train"].rows),
+        batches=count if is_whole else None,
+        rows_in_all=len(data.splits["train"].rows) if is_whole else None,
     )
 
 

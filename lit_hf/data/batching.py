@@ -105,15 +105,24 @@ class BatchLoader:
     def _batches(self, start: int) -> Iterator[Batch]:
         self._part.start, self._part.stop = start, self._stop
         self._part.rows = TRIAL_ROWS if self._is_trial() else None
-        batches, filler = iter(self._loader), len(self) - 1 if self.sampler.ends_with_filler else -1
-        for first in range(start, self._part.stop, self.accumulate):
-            step = list(islice(batches, self.accumulate))
-            if filler - first in range(len(step)):
-                step[filler - first]["sizes"] = FILLER
-            step_targets = sum(batch["sizes"].targets for batch in step)
-            for batch in step:
-                batch["sizes"] = batch["sizes"]._replace(step_targets=step_targets)
-                yield batch
+        filler = len(self) - 1 if self.sampler.ends_with_filler else -1
+        numbered = enumerate(self._loader, start)
+        batches = ({**batch, "sizes": FILLER} if number == filler else batch for number, batch in numbered)
+        return with_step_targets(batches, self.accumulate)
+
+
+def with_step_targets(batches: Iterator[Batch], accumulate: int) -> Iterator[Batch]:
+    """Yield batches that know the targets of the optimizer step that they are part of.
+
+    Args:
+        batches: Batches, from one on that a step starts with; the last step may have fewer than the others.
+        accumulate: Batches that make one optimizer step; that many are read ahead.
+    """
+    while step := list(islice(batches, accumulate)):
+        step_targets = sum(batch["sizes"].targets for batch in step)
+        for batch in step:
+            batch["sizes"] = batch["sizes"]._replace(step_targets=step_targets)
+            yield batch
 
 
 class _Place(NamedTuple):

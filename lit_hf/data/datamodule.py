@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, cast
 
-import datasets
 import numpy as np
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 
+from lit_hf.data.bars import bars_only_at_a_terminal
 from lit_hf.data.batching import BatchLoader, padded_lengths, row_lengths
 from lit_hf.data.columns import check_columns, check_rows, with_inner_columns
-from lit_hf.data.encoding import Lengths, encode
+from lit_hf.data.encoding import Lengths, count_cut, describe, encode, encode_in_memory
 from lit_hf.data.mixing import Mixing, Stopping, load_mixed
 from lit_hf.data.order import Arrangement, BatchOrder
+from lit_hf.data.packing import packing_problems
 from lit_hf.data.precomputed import Columns, with_columns
 from lit_hf.data.sources import Source, Split, load_splits
+from lit_hf.data.stream_sources import FeaturesAlone, load_streamed, streaming_problems
+from lit_hf.data.streaming import Stream, StreamLoader, Window
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.randomness import seed_from
 from lit_hf.task import Task
 
 logger = logging.getLogger("lit_hf")
@@ -47,6 +49,7 @@ class LitDataModule(LightningDataModule):
             drawn by the sources' weights.
         stopping: When drawing ends: with the first source that has no more rows, or, with rows of the smaller sources
             repeated, once all rows of all sources were drawn.
+        window_rows: Rows of a streamed source that are read, tokenized and shuffled together.
         tokenizer: Which tokenizer; the model's own by default.
         max_length: Longest input in tokens, longer ones are cut; the tokenizer's own limit where it is left out.
         batch_size: Rows of a training batch on one device.
@@ -74,6 +77,7 @@ class LitDataModule(LightningDataModule):
         tokenizer: The tokenizer, once prepared.
         labels: Label names by id, once prepared; None where the task has none.
         longest_input: The longest input that the model takes, set by whoever knows the model; None is no limit.
+        stream: The training rows where they are streamed; the train split is the first window of them then.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class LitDataModule(LightningDataModule):
         source: Source | list[Source] = Source(),  # noqa: B008
         mixing: Mixing = "concatenate",
         stopping: Stopping = "first_exhausted",
+        window_rows: int = 4096,
         tokenizer: TokenizerSettings = TokenizerSettings(),  # noqa: B008
         max_length: int | None = None,
         batch_size: int = 32,
@@ -103,6 +108,7 @@ class LitDataModule(LightningDataModule):
         self.source = source
         self.mixing: Mixing = mixing
         self.stopping: Stopping = stopping
+        self.window_rows = window_rows
         self.tokenizer_settings = tokenizer
         self.max_length = max_length
         self.batch_size = batch_size
@@ -122,6 +128,7 @@ class LitDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.labels: list[str] | None = None
         self.longest_input: int | None = None
+        self.stream: Stream | None = None
         self.splits: dict[str, Split] = {}
         self.encoded: dict[str, Dataset] = {}
         self.lengths: dict[str, Lengths] = {}
@@ -133,11 +140,19 @@ class LitDataModule(LightningDataModule):
             InputError: If something is wrong with the settings, the files or the rows; names all of it.
         """
         self.load(stage)
-        with _bars_only_at_a_terminal():
+        with bars_only_at_a_terminal():
             for name, split in self.splits.items():
-                if name not in self.encoded:
+                if name not in self.encoded and name == "train" and self.stream is not None:
+                    self._encode_first_window(split.rows)
+                elif name not in self.encoded:
                     self.encoded[name], self.lengths[name] = encode(split.rows, self.task, name, self.num_proc)
-        raise_problems(self._budget_problems())
+        if "train" in self.encoded:
+            raise_problems(self._budget_problems(self.encoded["train"]))
+
+    def _encode_first_window(self, rows: Dataset) -> None:
+        encoded = self.encoded["train"] = encode_in_memory(rows, self.task)
+        lengths = self.lengths["train"] = describe(row_lengths(encoded), count_cut(rows, encoded, self.task))
+        logger.info("train: streamed, %s rows at a time; the first of them: %s", f"{self.window_rows:,}", lengths)
 
     def load(self, stage: Stage) -> None:
         """Load and check the splits of a stage and bind the task; tokenize nothing yet.
@@ -149,7 +164,7 @@ class LitDataModule(LightningDataModule):
         if not needed or (stage == "fit" and "train" in self.splits):
             return
         raise_problems(self._check_settings())
-        with _bars_only_at_a_terminal():
+        with bars_only_at_a_terminal():
             self._load_and_bind(stage, needed)
 
     def _load_and_bind(self, stage: Stage, needed: Sequence[str]) -> None:
@@ -159,7 +174,8 @@ class LitDataModule(LightningDataModule):
             key = f"data.source.{missing}" if isinstance(self.source, Source) else f"data.source[0].{missing}"
             raise InputError(Problem(key, f"there is no {missing} split.", f"Name its rows as {key}."))
         if stage == "fit" and "validation" not in splits:
-            logger.warning("There is no validation split, so nothing tells which checkpoint is the best.")
+            why = "; none is held out of a stream" if self.stream is not None else ""
+            logger.warning("There is no validation split%s, so nothing tells which checkpoint is the best.", why)
         train_rows = loaded.get("train", splits[missing]).rows
         problems = list(check_columns(splits, self.task))
         if not problems or self.tokenizer_settings.train is None:
@@ -168,7 +184,8 @@ class LitDataModule(LightningDataModule):
         if self.max_length is None and self.longest_input is not None:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, self.longest_input)
         learns = stage == "fit" or self.task.labels is None
-        self.labels = self.task.learn_labels(train_rows) if learns else self.task.labels
+        known = train_rows if self.stream is None else cast(Dataset, FeaturesAlone(train_rows.features))
+        self.labels = self.task.learn_labels(known) if learns else self.task.labels
         if self.packing:
             self.task.keep_documents()
         self.task.bind(self.tokenizer, self.labels)
@@ -180,13 +197,17 @@ class LitDataModule(LightningDataModule):
         optional = self.task.optional_columns
         if not isinstance(self.source, Source):
             return load_mixed(self.source, names, columns, optional, self.mixing, self.stopping)
+        if self.source.streaming:
+            loaded, self.stream = load_streamed(self.source, names, [*columns, *optional], self.window_rows)
+            return loaded
         loaded = load_splits(self.source, names)
         for split in loaded.values():
             split.rows = with_inner_columns(split.rows, [*columns, *optional])
         return loaded
 
     def _check_settings(self) -> Iterator[Problem]:
-        for key in ("max_length", "batch_size", "eval_batch_size", "batch_tokens", "pad_to_multiple_of", "num_proc"):
+        counts = ("max_length", "window_rows", "batch_size", "eval_batch_size", "batch_tokens", "pad_to_multiple_of")
+        for key in (*counts, "num_proc"):
             if (value := getattr(self, key)) is not None and value < 1:
                 yield Problem(f"data.{key}", f"{value} is too small.", "Give 1 or more.")
         if self.num_workers is not None and self.num_workers < 0:
@@ -195,25 +216,15 @@ class LitDataModule(LightningDataModule):
             what = "false does not go with data.batch_tokens, whose batches are of like length."
             yield Problem("data.group_by_length", what, "Leave one of the two out.")
         if self.packing:
-            yield from self._packing_problems()
+            yield from packing_problems(self.task, self.group_by_length, self.pad_to_multiple_of)
+        if isinstance(self.source, Source) and self.source.streaming:
+            yield from streaming_problems(self.tokenizer_settings.train is not None, self.packing, self.batch_tokens)
 
-    def _packing_problems(self) -> Iterator[Problem]:
-        if self.task.packing_collator() is None:
-            what = f"{type(self.task).__name__} has no rows that can be packed."
-            cure = "Leave it out; data.group_by_length, the default, saves padding too."
-            yield Problem("data.packing", what, cure)
-        if not self.group_by_length:
-            what = "false does not go with data.packing, which takes rows by their lengths."
-            yield Problem("data.group_by_length", what, "Leave one of the two out.")
-        if self.pad_to_multiple_of is not None:
-            what = "packed rows are not padded, so there is nothing to round up."
-            yield Problem("data.pad_to_multiple_of", what, "Leave it out.")
-
-    def _budget_problems(self) -> Iterator[Problem]:
+    def _budget_problems(self, encoded: Dataset) -> Iterator[Problem]:
         """Find training rows that no batch has room for."""
-        if self.batch_tokens is None or "train" not in self.encoded:
+        if self.batch_tokens is None:
             return
-        longest = int(self._lengths("train", in_tokens=True, packed=self.packing).max())
+        longest = int(self._lengths(encoded, in_tokens=True, packed=self.packing).max(initial=0))
         if longest > self.batch_tokens:
             what = f"the longest training row takes {longest:,} tokens, a batch has {self.batch_tokens:,}."
             yield Problem("data.batch_tokens", what, f"Give {longest} or more, or lower data.max_length.")
@@ -269,18 +280,70 @@ class LitDataModule(LightningDataModule):
         """Prepare the splits of a stage: `fit`, `validate` or `test`."""
         self.prepare(_stage(stage))
 
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> BatchLoader | StreamLoader:
         """Return the training batches of this rank."""
+        if self.stream is not None:
+            return self._stream_loader(self.stream)
+        encoded = self.encoded["train"]
+        order, tokens = self.training_order(encoded), self._tokens(encoded)
+        size = f"up to {tokens:,} tokens" if tokens else f"{self.batch_size} rows"
+        logger.info("train: %s batches of %s, padding %.1f%%", f"{len(order):,}", size, 100 * order.padding_share)
+        accumulate, limit = self._steps
+        workers = self._workers
+        return self._loader(encoded, order, training=True, num_workers=workers, accumulate=accumulate, limit=limit)
+
+    def _stream_loader(self, stream: Stream) -> StreamLoader:
+        if self.num_workers:
+            logger.info("train: a stream is read and tokenized without workers; data.num_workers is not used")
+        accumulate, limit = self._steps
+        return StreamLoader(stream, self._window_loader, accumulate, limit if isinstance(limit, int) else None)
+
+    def _window_loader(self, window: Window) -> BatchLoader:
+        """Check and encode the rows of a window, the first one is that already, and return its batches."""
+        encoded = self.encoded["train"]
+        if window.place.window > 0:
+            raise_problems(check_columns({"train": window.split}, self.task))
+            raise_problems(check_rows({"train": window.split}, self.task))
+            encoded = encode_in_memory(window.split.rows, self.task)
+            raise_problems(self._budget_problems(encoded))
+        return self._loader(encoded, self.training_order(encoded, window.place.window), training=True)
+
+    def training_order(self, encoded: Dataset, window: int = 0) -> BatchOrder:
+        """Return the order of batches of encoded training rows.
+
+        Args:
+            encoded: The rows, or those of a window of a stream.
+            window: The window's number.
+        """
         arrangement: Arrangement = "grouped" if self.group_by_length else "shuffled"
-        tokens = self.batch_tokens
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             arrangement = "sorted"  # the same batches in every epoch
         elif self.packing:
-            arrangement, tokens = "packed", tokens or self.batch_size * int(row_lengths(self.encoded["train"]).max())
-        order = self._order("train", self.batch_size, tokens, arrangement)
-        size = f"up to {tokens:,} tokens" if tokens else f"{self.batch_size} rows"
-        logger.info("train: %s batches of %s, padding %.1f%%", f"{len(order):,}", size, 100 * order.padding_share)
-        return self._loader("train", order)
+            arrangement = "packed"
+        seed = seed_from("window", self.seed, window) if window else self.seed
+        return self._order(encoded, self.batch_size, self._tokens(encoded), arrangement, seed)
+
+    def _tokens(self, encoded: Dataset) -> int | None:
+        """Return the tokens of a training batch; None where it is made of rows."""
+        if self.batch_tokens is None and self.packing:
+            return self.batch_size * int(row_lengths(encoded).max())
+        return self.batch_tokens
+
+    @property
+    def _steps(self) -> tuple[int, int | float]:
+        """Batches that make an optimizer step, and how much of an epoch is used: a number of batches, or a share."""
+        return (self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches) if self.trainer else (1, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in the stream training is; the place in rows that are all there is the trainer's progress."""
+        if self.stream is None or self.trainer is None:
+            return {}
+        return {"stream": self.stream.state_dict(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        if self.stream is not None and "stream" in state_dict:
+            self.stream.load_state_dict(state_dict["stream"])
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Return the validation batches of this rank; none where there is no validation split."""
@@ -291,34 +354,42 @@ class LitDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> BatchLoader:
-        return self._loader(split, self._order(split, self.eval_batch_size, self.eval_batch_tokens, "sorted"))
+        encoded = self.encoded[split]
+        order = self._order(encoded, self.eval_batch_size, self.eval_batch_tokens, "sorted", self.seed)
+        return self._loader(encoded, order, num_workers=self._workers)
 
-    def _order(self, split: str, batch_size: int, batch_tokens: int | None, arrangement: Arrangement) -> BatchOrder:
+    def _order(
+        self, encoded: Dataset, batch_size: int, tokens: int | None, arrangement: Arrangement, seed: int
+    ) -> BatchOrder:
         rank, world_size = self._shard()
-        lengths = self._lengths(split, in_tokens=batch_tokens is not None, packed=arrangement == "packed")
-        return BatchOrder(lengths, batch_size, arrangement, self.seed, rank, world_size, batch_tokens)
+        lengths = self._lengths(encoded, in_tokens=tokens is not None, packed=arrangement == "packed")
+        return BatchOrder(lengths, batch_size, arrangement, seed, rank, world_size, tokens)
 
-    def _lengths(self, split: str, in_tokens: bool, packed: bool = False) -> np.ndarray:
-        """Return the lengths by which the rows of a split are grouped, or what each takes of a number of tokens."""
+    def _lengths(self, encoded: Dataset, in_tokens: bool, packed: bool = False) -> np.ndarray:
+        """Return the lengths by which encoded rows are grouped, or what each takes of a number of tokens."""
         if packed or not in_tokens:
-            return row_lengths(self.encoded[split])
+            return row_lengths(encoded)
         step = self.pad_to_multiple_of or 1
-        return -(-padded_lengths(self.encoded[split]) // step) * step
+        return -(-padded_lengths(encoded) // step) * step
 
-    def _loader(self, split: str, order: BatchOrder) -> BatchLoader:
-        on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
-        steps = self.trainer if split == "train" else None
+    def _loader(self, encoded: Dataset, order: BatchOrder, *, training: bool = False, **settings: Any) -> BatchLoader:
         collator = self.task.packing_collator() if order.arrangement == "packed" else None
         return BatchLoader(
-            self.encoded[split],
-            collator or self.task.collator(training=split == "train", pad_to_multiple_of=self.pad_to_multiple_of),
+            encoded,
+            collator or self.task.collator(training=training, pad_to_multiple_of=self.pad_to_multiple_of),
             order,
-            accumulate=steps.accumulate_grad_batches if steps is not None else 1,
-            num_workers=(_default_workers() if on_gpu else 0) if self.num_workers is None else self.num_workers,
-            pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
-            limit=steps.limit_train_batches if steps is not None else 1.0,
+            pin_memory=self._is_on_gpu if self.pin_memory is None else self.pin_memory,
             is_trial=lambda: self.trainer is not None and self.trainer.sanity_checking,
+            **settings,
         )
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+
+    @property
+    def _workers(self) -> int:
+        return (_default_workers() if self._is_on_gpu else 0) if self.num_workers is None else self.num_workers
 
     def _shard(self) -> tuple[int, int]:
         """Return the rank and the number of ranks among those that read different rows."""
@@ -335,16 +406,3 @@ def _default_workers() -> int:
 def _stage(name: str) -> Stage:
     """Return the stage of one of Lightning's trainer functions."""
     return cast(Stage, name if name in ("validate", "test") else "fit")
-
-
-@contextmanager
-def _bars_only_at_a_terminal() -> Iterator[None]:
-    """Keep the progress bars of `datasets` out of a cluster's log."""
-    if sys.stderr.isatty() or not datasets.is_progress_bar_enabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

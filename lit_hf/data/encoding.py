@@ -21,6 +21,7 @@ from datasets.fingerprint import Hasher
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
+from lit_hf.data.bars import no_bars
 from lit_hf.data.batching import row_lengths
 from lit_hf.data.cache import cache_folder
 from lit_hf.run import write_atomically
@@ -84,10 +85,24 @@ def encode(rows: Dataset, task: Task, name: str, num_proc: int | None = None) ->
             write_atomically(record_file, json.dumps(record))
         record = json.loads(record_file.read_text(encoding="utf-8"))
     encoded = concatenate_datasets([Dataset.from_file(str(folder / file)) for file in record["files"]])
-    lengths = _describe(row_lengths(encoded), record["cut"])
+    lengths = describe(row_lengths(encoded), record["cut"])
     logger.info("%s: %s rows %s", name, f"{len(encoded):,}", "reused from the cache" if reused else "tokenized")
     logger.info("%s: %s", name, lengths)
     return encoded, lengths
+
+
+def encode_in_memory(rows: Dataset, task: Task) -> Dataset:
+    """Encode rows that are read once, in this process and without the cache."""
+    with no_bars():
+        return rows.map(
+            _Encoder(task),
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            new_fingerprint=f"encoded-{rows._fingerprint}",
+        )
 
 
 def fingerprint(rows: Dataset, task: Task) -> str:
@@ -207,6 +222,7 @@ def _untruncated(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         tokenizer.model_max_length = limit
 
 
-def _describe(lengths: np.ndarray, cut: int) -> Lengths:
+def describe(lengths: np.ndarray, cut: int) -> Lengths:
+    """Return what is told of rows' lengths in tokens, and of how many of them were cut."""
     median, percentile_95, longest = np.percentile(lengths, [50, 95, 100], method="higher").astype(int).tolist()
     return Lengths(len(lengths), median, percentile_95, longest, cut)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from lit_hf.data.compression import extension, is_compressed
 from lit_hf.data.reading import find_faults, find_ragged_rows, line_of
@@ -58,22 +58,43 @@ class Files:
         Raises:
             InputError: If a file cannot be read; names the line where it can be told.
         """
-        builder, settings = FORMATS[extension(self.paths[0])]
-        if builder == "text":
-            settings = {"sample_by": self.sample_by}
-        if builder == "csv":
+        arguments = self._arguments
+        if arguments["path"] == "csv":
             raise_problems(find_ragged_rows(self.paths, self.key))
-        names = [glob.escape(str(path)) for path in self.paths]
         try:
             with _quiet():
-                rows = datasets.load_dataset(builder, data_files=names, split="train", **settings)
-            if builder == "json":
+                rows = datasets.load_dataset(**arguments)
+            if arguments["path"] == "json":
                 rows.data.table.validate(full=True)  # the reader lets through what is not UTF-8
         except Exception as error:
-            raise InputError(*(list(find_faults(self.paths, self.key)) or [self._unknown(error)])) from error
+            raise InputError(*self.faults(error)) from error
         if not len(rows):
             raise_problems(find_faults(self.paths, self.key))
         return rows
+
+    def stream(self) -> IterableDataset:
+        """Open the files, to be read row by row.
+
+        Raises:
+            InputError: If the first file cannot be read; names the line where it can be told.
+        """
+        try:
+            with _quiet():
+                return datasets.load_dataset(**self._arguments, streaming=True)
+        except Exception as error:
+            raise InputError(*self.faults(error)) from error
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        builder, settings = FORMATS[extension(self.paths[0])]
+        if builder == "text":
+            settings = {"sample_by": self.sample_by}
+        names = [glob.escape(str(path)) for path in self.paths]
+        return {"path": builder, "data_files": names, "split": "train", **settings}
+
+    def faults(self, error: BaseException) -> list[Problem]:
+        """Return what is wrong with the files, which failed to be read with an error."""
+        return list(find_faults(self.paths, self.key)) or [self._unknown(error)]
 
     def place(self, row: int) -> str:
         """Return the file and line of a row, by its index."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
-from datasets import Dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 
@@ -13,20 +13,23 @@ from lit_hf.errors import InputError, Problem
 from lit_hf.hub import load_problem, message
 
 
-def read_hub(path: str, name: str | None, revision: str | None, key: str = "data.source") -> Mapping[str, Dataset]:
-    """Load all splits of a dataset on the Hub.
+def read_hub(
+    path: str, name: str | None, revision: str | None, key: str = "data.source", *, streaming: bool = False
+) -> Mapping[str, Any]:
+    """Load all splits of a dataset on the Hub, as a `Dataset` each.
 
     Args:
         path: Its id.
         name: Its configuration; may be left out where there is only one.
         revision: Branch, tag or commit.
         key: The config key of the source that names it.
+        streaming: Download nothing yet: each split is an `IterableDataset`.
 
     Raises:
         InputError: If it is not there or cannot be reached; names the cause.
     """
     try:
-        return datasets.load_dataset(path, name, revision=revision)
+        return datasets.load_dataset(path, name, revision=revision, streaming=streaming)
     except Exception as error:
         if isinstance(error, ValueError) and "onfig" in str(error):
             cure = "Choose one of its configurations."

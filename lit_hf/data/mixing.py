@@ -84,6 +84,9 @@ def _check_sources(sources: Sequence[Source], mixing: Mixing) -> Iterator[Proble
     if not sources:
         yield Problem("data.source", "the list is empty.", "Name at least one source.")
     for index, source in enumerate(sources):
+        if source.streaming:
+            cure = "Give one source, or leave it out."
+            yield Problem(f"data.source[{index}].streaming", "rows of several sources are not streamed.", cure)
         if mixing == "concatenate" and source.weight != 1:
             cure = "Set data.mixing: interleave, or leave the weight out."
             yield Problem(f"data.source[{index}].weight", "where sources are concatenated all rows count alike.", cure)

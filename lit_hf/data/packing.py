@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithFlattening
 
-from lit_hf.task import Batch
+from lit_hf.errors import Problem
+from lit_hf.task import Batch, Task
 
 Row = TypeVar("Row")
 
@@ -119,6 +120,26 @@ class _Bins:
             self._bins[room] = []
             insort(self._rooms, room)
         self._bins[room].append(bins)
+
+
+def packing_problems(task: Task, groups: bool, multiple: int | None) -> Iterator[Problem]:
+    """Find settings of the data that do not go with packing.
+
+    Args:
+        task: The task.
+        groups: Whether rows of like length make a batch.
+        multiple: Of what number of tokens batches are padded to a multiple.
+    """
+    if task.packing_collator() is None:
+        what = f"{type(task).__name__} has no rows that can be packed."
+        cure = "Leave it out; data.group_by_length, the default, saves padding too."
+        yield Problem("data.packing", what, cure)
+    if not groups:
+        what = "false does not go with data.packing, which takes rows by their lengths."
+        yield Problem("data.group_by_length", what, "Leave one of the two out.")
+    if multiple is not None:
+        what = "packed rows are not padded, so there is nothing to round up."
+        yield Problem("data.pad_to_multiple_of", what, "Leave it out.")
 
 
 def pack_stream(

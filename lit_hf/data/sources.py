@@ -53,6 +53,9 @@ class Source:
             the weights of the others.
         sample_by: What is a row of a text file: a `line`, a `paragraph` (they are parted by empty lines) or the whole
             `document`.
+        streaming: Read the training rows while training, in `data.window_rows` at a time, instead of loading all of
+            them before. They come in the order in which they are stored, and are mixed within a window only. No
+            validation rows are held out, `limit` takes the first rows, and `trainer.max_steps` says when to stop.
     """
 
     path: str | None = None
@@ -67,6 +70,7 @@ class Source:
     columns: dict[str, str] | None = None
     weight: float = 1.0
     sample_by: SampleBy = "line"
+    streaming: bool = False
 
 
 @dataclass
@@ -113,7 +117,7 @@ def load_splits(source: Source, names: Sequence[str] = SPLITS, key: str = "data.
     Raises:
         InputError: If the source cannot be read; names the file and line where it can be told.
     """
-    raise_problems(_check_settings(source, key))
+    raise_problems(source_problems(source, key))
     available = _available(source, key)
     splits: dict[str, Split] = {}
     problems: list[Problem] = []
@@ -158,7 +162,8 @@ def concatenate(splits: Sequence[Split], key: str) -> Split:
     return Split(concatenate_datasets([split.rows for split in splits]), origin, key)
 
 
-def _check_settings(source: Source, key: str) -> Iterator[Problem]:
+def source_problems(source: Source, key: str) -> Iterator[Problem]:
+    """Find settings of a source that contradict each other."""
     files = [name for name in SPLITS if getattr(source, name)]
     if source.path is None and source.generator is None and not files:
         yield Problem(
@@ -205,7 +210,7 @@ def _available(source: Source, key: str) -> Mapping[str, Callable[[], Split]]:
     if not is_local(source.path):
         stored = read_hub(source.path, source.name, source.revision, key)
     else:
-        folder = _folder(source.path, key)
+        folder = local_folder(source.path, key)
         if not is_saved(folder):
             files = files_by_split(folder, key)
             return {name: partial(_from_files, files[name], f"{key}.path", source.sample_by) for name in files}
@@ -213,7 +218,12 @@ def _available(source: Source, key: str) -> Mapping[str, Callable[[], Split]]:
     return {name: partial(_from_stored, rows, f"{source.path} {name}", key) for name, rows in stored.items()}
 
 
-def _folder(path: str, key: str) -> str:
+def local_folder(path: str, key: str) -> str:
+    """Return the folder that a config names.
+
+    Raises:
+        InputError: If it is none.
+    """
     folder = Path(path).expanduser()
     if folder.is_file():
         raise InputError(Problem(f"{key}.path", f"{path} is a file.", f"Name it as {key}.train: {path}."))

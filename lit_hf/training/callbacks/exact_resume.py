@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -32,6 +33,12 @@ class ExactResume(Callback):
         loader: Any = trainer.train_dataloader
         if 0 < done < trainer.num_training_batches:
             loader.start = done
+        loops: Any = trainer.fit_loop
+        epoch = loops.epoch_progress.current.processed
+        if math.isinf(trainer.num_training_batches) and (done or epoch):
+            # Lightning reads a batch ahead of a loader that has no length, and did so before it knew the position
+            loader.set_epoch(epoch)
+            iter(loops._data_fetcher)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the generators for the batch."""

@@ -1,0 +1,213 @@
+"""Streaming: training rows are read while training, a window of them at a time, from a place that can be gone back to.
+
+A window is a small data set of its own: its batches are those that `BatchOrder` makes of its rows. Nothing is shuffled
+beyond it and nothing is read ahead but the batches of an optimizer step, so that the place of a batch is the window's
+place in the stream, which is kept in checkpoints, and the batch's number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from datasets import Dataset, IterableDataset
+
+from lit_hf.data.batching import BatchLoader, with_step_targets
+from lit_hf.data.sources import Split
+from lit_hf.errors import InputError, Problem, TrainingError
+from lit_hf.hub import message
+from lit_hf.task import Batch
+
+
+class Place(NamedTuple):
+    """Where a window starts.
+
+    Attributes:
+        epoch: The pass through the stream, counted from 0.
+        window: The window's number in the pass.
+        batch: The number in the pass of its first batch on a rank.
+        row: The number in the stream of its first row.
+        state: What `datasets` needs to go on there.
+    """
+
+    epoch: int
+    window: int
+    batch: int
+    row: int
+    state: dict[str, Any]
+
+
+class Window(NamedTuple):
+    """A window, with its place and its rows."""
+
+    place: Place
+    split: Split
+
+
+class Stream:
+    """The training rows of a source, in the order in which they are stored.
+
+    Args:
+        rows: The rows.
+        origin: Says where a row came from, by its number in the stream.
+        key: The config key that names the source.
+        window_rows: Rows of a window.
+        limit: Rows of the stream that are used; None uses all.
+        shape: Gives the rows of a window the columns that the task reads.
+        faults: Returns what is wrong with the source, given the error with which it failed to be read.
+    """
+
+    def __init__(
+        self,
+        rows: IterableDataset,
+        origin: Callable[[int], str],
+        key: str,
+        window_rows: int,
+        limit: int | None = None,
+        shape: Callable[[Split], Dataset] = lambda split: split.rows,
+        faults: Callable[[BaseException], Sequence[Problem]] | None = None,
+    ) -> None:
+        self.key = key
+        self.window_rows = window_rows
+        self._rows = rows
+        self._features = rows.features
+        self._origin = origin
+        self._limit = limit
+        self._shape = shape
+        self._faults = faults
+        self._start = rows.state_dict()
+        self._places: deque[Place] = deque(maxlen=1)
+        self._resumed: Place | None = None
+
+    def windows(self, place: Place | None = None) -> Iterator[Window]:
+        """Yield the windows from a place on, by default from the start; only one such iteration goes on at a time.
+
+        Raises:
+            InputError: If the rows cannot be read; names the place where it can be told.
+        """
+        place = place or self.start(0)
+        self._rows.load_state_dict(place.state)
+        chunks = self._rows.iter(self.window_rows)
+        while self._limit is None or place.row < self._limit:
+            columns = self._next(chunks, place.row)
+            if columns is None:
+                return
+            rows = Dataset.from_dict(columns, features=self._features)
+            self._features = rows.features  # those of the first rows, where the files do not tell
+            if self._limit is not None and place.row + len(rows) > self._limit:
+                rows = rows.select(range(self._limit - place.row))
+            yield Window(place, self._split(rows, place.row))
+            place = place._replace(window=place.window + 1, row=place.row + len(rows), state=self._rows.state_dict())
+
+    def _next(self, chunks: Iterator[Any], row: int) -> dict[str, list[Any]] | None:
+        try:
+            return next(chunks, None)
+        except Exception as error:
+            what = f"the rows from number {row:,} on cannot be read: {message(error)}"
+            unknown = [Problem(self.key, what, "Mend them, or bring the source back.")]
+            raise InputError(*((self._faults(error) if self._faults else None) or unknown)) from error
+
+    def _split(self, rows: Dataset, first: int) -> Split:
+        split = Split(rows, lambda row: self._origin(first + row), self.key)
+        split.rows = self._shape(split)
+        return split
+
+    # the place that training is at
+
+    def start(self, epoch: int) -> Place:
+        """Return the place of a pass's first window."""
+        return Place(epoch, 0, 0, 0, self._start)
+
+    def seek(self, epoch: int, batch: int) -> Place:
+        """Return the last known place in a pass that is not behind a batch."""
+        places = [*([self._resumed] if self._resumed else []), *self._places]
+        known = [place for place in places if place.epoch == epoch and place.batch <= batch]
+        return known[-1] if known else self.start(epoch)
+
+    def keep(self, most: int) -> None:
+        """Forget all places, and from now on keep the last few."""
+        self._places = deque(maxlen=most)
+
+    def mark(self, place: Place) -> None:
+        """Know a place from now on."""
+        self._places.append(place)
+
+    def state_dict(self, batches: int) -> dict[str, Any]:
+        """Return the place to go on from, as plain values, where so many batches of the pass are trained on."""
+        return self.seek(self._places[-1].epoch if self._places else 0, batches)._asdict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Know the place that `state_dict` returned."""
+        self._resumed = Place(**state)
+
+
+class StreamLoader:
+    """Yields the batches of one rank, window by window; nobody knows how many.
+
+    It is for a stream what `BatchLoader` is for rows that are all there.
+
+    Args:
+        stream: The rows.
+        load: Returns the batches of a window.
+        accumulate: Batches that make one optimizer step; that many are read ahead, to know the targets of the step.
+        limit: Most batches of an epoch; None is no limit.
+        clock: Returns seconds.
+
+    Attributes:
+        sampler: The loader, under the name by which Lightning looks for `set_epoch`.
+        epoch: The pass that the next iteration makes.
+        start: The batch that the next iteration starts with, once; one that an optimizer step starts with.
+        seconds_waited: How long the batches were waited for by whoever iterates, all in all.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        load: Callable[[Window], BatchLoader],
+        accumulate: int = 1,
+        limit: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.stream = stream
+        self.accumulate = accumulate
+        self.sampler = self
+        self.epoch = 0
+        self.start = 0
+        self.seconds_waited = 0.0
+        self._load = load
+        self._limit = limit
+        self._clock = clock
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pass that the next iteration makes; Lightning calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self.start = self.start, 0
+        left = None if self._limit is None else max(0, self._limit - start)
+        batches = with_step_targets(islice(self._batches(start), left), self.accumulate)
+        while True:
+            asked = self._clock()
+            try:
+                batch = next(batches, None)
+            except InputError as error:
+                raise TrainingError(*error.problems) from error
+            self.seconds_waited += self._clock() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        place = self.stream.seek(self.epoch, start)
+        self.stream.keep(self.accumulate + 2)  # windows that batches which were read ahead may come from
+        number = place.batch
+        for window in self.stream.windows(place):
+            self.stream.mark(window.place._replace(batch=number))
+            batches = self._load(window)
+            batches.sampler.set_epoch(self.epoch)
+            batches.start = max(0, start - number)
+            yield from batches
+            number += len(batches)

@@ -93,17 +93,20 @@ class _Counter:
     def __init__(self, kill_at: Moment | None) -> None:
         self.calls: Counter[str] = Counter()
         self._kill_at = kill_at
+        self._process = os.getpid()
         self._validates = False
 
     def see(self, frame: Any, event: str, argument: Any) -> None:
         if event != "call" or not frame.f_code.co_filename.startswith(SOURCES):
+            return
+        if os.getpid() != self._process:  # a loader's worker
             return
         phase = self._phase(frame.f_code.co_filename.removeprefix(SOURCES), frame.f_code.co_name)
         if phase is None:
             return
         self.calls[phase] += 1
         if self._kill_at is not None and (phase, self.calls[phase]) == self._kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(self._process, signal.SIGKILL)
 
     def _phase(self, path: str, function: str) -> str | None:
         if path == "training/module.py":

@@ -20,6 +20,7 @@ from lit_hf.models.adapter_losses import leave_loss_alone
 from lit_hf.models.adapter_starts import Loss, data_driven, finish, prepare
 from lit_hf.models.adapters import adapter_problems, add_adapter, changes_base, reference_problems
 from lit_hf.models.folder import ADAPTER_WEIGHTS, fetch, is_adapter
+from lit_hf.models.loftq import as_plain_lora, asks_for_loftq, loftq_problems
 from lit_hf.models.vocabulary import grow, token_problems, train_tokens
 from lit_hf.task import Batch, Task
 
@@ -35,6 +36,10 @@ class Adaptation:
         merged: Folders or Hub ids of adapters that are merged into the base model first, in this order.
         tokens: Tokens that are added to the vocabulary; their embeddings train beside the adapter.
         revision: The base model's revision, which the adapter's config keeps.
+        is_quantized: Whether the base model is quantized as it loads.
+
+    Attributes:
+        starts_by_loftq: Whether the adapter starts from what quantization takes from the weights.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Adaptation:
         merged: Sequence[str] = (),
         tokens: Sequence[str] = (),
         revision: str | None = None,
+        is_quantized: bool = False,
     ) -> None:
         self._given = adapter
         self.checkpoint = checkpoint
@@ -51,6 +57,9 @@ class Adaptation:
         self.tokens = list(tokens)
         self.revision = revision
         self._kept: PeftConfig | None = None
+        self.starts_by_loftq = is_quantized and asks_for_loftq(adapter)
+        if self.starts_by_loftq:
+            as_plain_lora(adapter)
         if getattr(adapter, "lora_ga_config", None) is not None:
             adapter.init_lora_weights = "lora_ga"  # type: ignore[union-attr]  # PEFT's type hint has no such value
 
@@ -112,6 +121,8 @@ class Adaptation:
                 yield from error.problems
         if self.config is None:
             return
+        if self.starts_by_loftq:
+            yield from loftq_problems(self.config)
         if task.needs_reference:
             yield from reference_problems(self.config)
         yield from token_problems(self.config, self.tokens)

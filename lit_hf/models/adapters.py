@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import torch
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -115,6 +116,11 @@ def _setting_problems(adapter: Any) -> Iterator[Problem]:
     if hasattr(adapter, "global_scaling_weight"):
         what = f"{kind} mixes LoRA adapters that are trained already by a gate with a forward pass of its own."
         yield Problem("model.adapter", what, "Merge one (model.merge_adapters), and train a new one.")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if changes_base(adapter) == "loftq" and (accelerator is None or accelerator.type not in ("cuda", "xpu")):
+        what = "PEFT computes LoftQ on a GPU (CUDA or XPU) only, unless the base is quantized."
+        cure = "Quantize the base (model.quantization), where LoftQ starts on any device; or leave it out."
+        yield Problem(f"{WHERE}.init_lora_weights", what, cure)
     target, start = getattr(adapter, "target_r", None), getattr(adapter, "init_r", None)
     if target is not None and start is not None and target >= start:
         what = f"{start} ranks cannot shrink to {target}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -16,6 +16,7 @@ from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adaptation import Adaptation
 from lit_hf.models.freezing import freeze, freeze_problems
 from lit_hf.models.loading import Base
+from lit_hf.models.loftq import start_from_loss
 from lit_hf.models.packed_attention import prompt_problems
 from lit_hf.models.quantization import quantization_problems
 from lit_hf.models.stored import base_weights, stored_names
@@ -68,7 +69,7 @@ class Assembly:
             of_model: Finds what else is wrong, on the adapted model on the meta device.
         """
         found = [*self.base.problems(task), *self._length_problems(task)]
-        found += quantization_problems(self.base, self.adapter)
+        found += quantization_problems(self.base, self.adapter, self.adaptation.merged)
         if self.base.packing:
             found += prompt_problems(self.adapter)
         yield from found or collect(lambda: self._model_problems(task, of_model))
@@ -117,6 +118,8 @@ class Assembly:
         from_checkpoint = base_weights(base, new_weights)
         model: Any = self.adaptation.apply(base, task, new_weights, sample)
         stored = None if self.stores_base else stored_names(model, from_checkpoint)
+        if self.adaptation.starts_by_loftq and self.adaptation.is_new:
+            start_from_loss(model, replace(self.base, quantization=None, dtype="auto").build(task)[0])
         freeze(model, self.frozen)
         self.switches.turn_on(model)
         model.config.pad_token_id = task.tokenizer.pad_token_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -55,12 +55,13 @@ def name_of(quantization: QuantizationConfigMixin) -> str:
     return f"{getattr(method, 'value', method)}{f' {type(kind).__name__}' if kind is not None else ''}"
 
 
-def quantization_problems(base: Base, adapter: PeftConfig | None) -> Iterator[Problem]:
+def quantization_problems(base: Base, adapter: PeftConfig | None, merged: Sequence[str] = ()) -> Iterator[Problem]:
     """Find what is wrong with quantized weights, before they are loaded.
 
     Args:
         base: The base model.
         adapter: What trains on the quantized weights.
+        merged: Adapters that are to be merged into the base model before.
     """
     given, stored = base.quantization, stored_quantization(base.pretrained_config)
     if given is None and stored is None:
@@ -83,6 +84,10 @@ def quantization_problems(base: Base, adapter: PeftConfig | None) -> Iterator[Pr
     elif start := changes_base(adapter):
         what = f"{start!r} changes the base model's weights, which are quantized."
         yield Problem("model.adapter.init_args.init_lora_weights", what, "Leave it out.")
+    if merged:
+        what = "an adapter that is merged into quantized weights is rounded to few bits with them, and mostly lost."
+        cure = "Merge it in a run without model.quantization (merge: true), and take its export as model.checkpoint."
+        yield Problem("model.merge_adapters", what, cure)
 
 
 def environment_problems(base: Base, device: str) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ from lit_hf.training.adapter_batches import sample
 from lit_hf.training.callbacks.budget import RankBudget, moves_ranks
 from lit_hf.training.optimizers import Rates, Schedule, base_rate, build_optimizer, parameter_groups
 from lit_hf.training.precision import low_precision_note
-from lit_hf.training.scores import Scores
+from lit_hf.training.scores import NO_LOSS, Scores
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,9 @@ class LitModule(LightningModule):
         self.task = task
         self.base = Base(checkpoint, revision, config or {}, dtype, attention, trust_remote_code, quantization, packing)
         self.base.added_tokens = len(add_tokens or ())
-        self.adaptation = Adaptation(adapter, adapter_checkpoint, merge_adapters or (), add_tokens or (), revision)
+        self.adaptation = Adaptation(
+            adapter, adapter_checkpoint, merge_adapters or (), add_tokens or (), revision, quantization is not None
+        )
         self.frozen = freeze or []
         self.switches = Switches(gradient_checkpointing, compile, liger)
         self.optimizer = optimizer
@@ -153,8 +155,7 @@ class LitModule(LightningModule):
         outputs = self.task.forward(self.model, _inputs(batch))
         loss = outputs.loss
         if loss is None:
-            what = "the model returned no loss: its batches have no labels."
-            raise InputError(Problem("task", what, "Check the task's columns."))
+            raise InputError(NO_LOSS)
         values = {"loss": loss.detach(), **(getattr(outputs, "logs", None) or {})}
         added = regularization(self.model)
         if added is not None:

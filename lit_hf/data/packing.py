@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +12,6 @@ from transformers import DataCollatorWithFlattening
 
 from lit_hf.errors import Problem
 from lit_hf.task import Batch, Task
-
-Row = TypeVar("Row")
 
 IGNORED = -100
 
@@ -140,37 +138,6 @@ def packing_problems(task: Task, groups: bool, multiple: int | None) -> Iterator
     if multiple is not None:
         what = "packed rows are not padded, so there is nothing to round up."
         yield Problem("data.pad_to_multiple_of", what, "Leave it out.")
-
-
-def pack_stream(
-    rows: Iterable[Row], length: Callable[[Row], int], capacity: int, window: int = 4096
-) -> Iterator[list[Row]]:
-    """Pack rows as they come, so that only a window of them is ever held.
-
-    Of each window all bins are given out but the emptiest, whose rows are packed again with the next ones.
-
-    Args:
-        rows: The rows; each is given out once.
-        length: Returns a row's tokens.
-        capacity: Most tokens of a bin.
-        window: Rows that are packed together.
-
-    Yields:
-        The rows of each bin.
-
-    Raises:
-        ValueError: If a row has no tokens, or more than the capacity.
-    """
-    held: list[Row] = []
-    for row in rows:
-        held.append(row)
-        if len(held) >= window:
-            lengths = np.array([length(one) for one in held])
-            bins = pack(lengths, capacity)
-            held_back = int(np.argmin([lengths[rows_of].sum() for rows_of in bins])) if len(bins) > 1 else None
-            yield from ([held[row] for row in rows_of] for index, rows_of in enumerate(bins) if index != held_back)
-            held = [held[row] for row in bins[held_back]] if held_back is not None else []
-    yield from ([held[row] for row in rows_of] for rows_of in pack(np.array([length(one) for one in held]), capacity))
 
 
 class PackingCollator:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_hf.data.packing import PackingCollator, PairPackingCollator, document_sums, pack, pack_stream
+from lit_hf.data.packing import PackingCollator, PairPackingCollator, document_sums, pack
 
 SAMPLES = {
     "uniform": lambda random, rows: random.integers(1, 1001, rows),
@@ -69,34 +69,6 @@ def test_no_documents_make_no_bins():
 def test_what_does_not_fit_is_refused(lengths):
     with pytest.raises(ValueError, match="documents of 1 to 10 tokens"):
         pack(np.array(lengths), 10)
-
-
-@pytest.mark.parametrize("window", [1, 2, 100, 10_000])
-def test_a_stream_is_packed_a_window_at_a_time(window):
-    lengths = SAMPLES["of_chats"](np.random.default_rng(1), 2000).tolist()
-    rows = [(index, length) for index, length in enumerate(lengths)]
-
-    bins = list(pack_stream(rows, lambda row: row[1], 1000, window))
-
-    assert sorted(row for bin in bins for row in bin) == rows
-    assert max(sum(length for _, length in bin) for bin in bins) <= 1000
-    assert all(len(bin) for bin in bins)
-    if window >= 100:
-        assert len(bins) <= 1.08 * sum(lengths) / 1000 + 1
-
-
-def test_a_stream_is_read_no_further_than_its_window():
-    read = []
-
-    def endless():
-        while True:
-            read.append(1)
-            yield 400
-
-    bins = pack_stream(endless(), lambda row: row, 1000, window=50)
-
-    assert [next(bins) for _ in range(20)] == [[400, 400]] * 20
-    assert len(read) <= 50
 
 
 def test_rows_of_a_bin_become_one_row():

@@ -20,6 +20,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+STEPS = 3
+"""Optimizer steps that are measured: from the second on the optimizer has its state."""
+
+ROWS = 8
+
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 8, "target_modules": "all-linear"}}
 FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 
@@ -71,10 +76,12 @@ def config_of(settings: dict[str, Any]) -> dict[str, Any]:
             "source": {"generator": "lit_hf.data.standard_library.functions", "limit": {"train": 600}},
             "tokenizer": {"train": {"vocab_size": words}},
             "max_length": length,
-            "batch_size": 8,
+            # so that the few steps that are measured all have the largest batch, which is what is predicted
+            "pad_to_multiple_of": length,
+            "batch_size": ROWS,
         },
         "trainer": {
-            "max_steps": 3,
+            "max_steps": STEPS,
             "limit_val_batches": 0,
             "precision": settings.get("precision", "32-true"),
             "enable_progress_bar": False,
@@ -114,7 +121,8 @@ def measure(name: str) -> dict[str, Any]:
     import torch
     from lightning.pytorch import Callback, Trainer
 
-    from lit_hf.cli.planning import Machine, Planner
+    from lit_hf.cli.machine import Machine
+    from lit_hf.cli.planning import Planner
     from lit_hf.cli.workload import read_workload
 
     on_gpu = torch.cuda.is_available()
@@ -203,8 +211,11 @@ def _page(rows: list[dict[str, Any]]) -> str:
         "# Memory: predicted against measured",
         "",
         f"Peak of a training step on a {rows[0]['device']} ({platform.processor() or platform.machine()}), torch "
-        f"{rows[0]['torch']}, by `python -m benchmarks.memory`. Batches of 8 rows of 256 tokens, 4,000 words, float32 "
-        "where not said otherwise.",
+        f"{rows[0]['torch']}, by `python -m benchmarks.memory`. Measured are {STEPS} optimizer steps of a run, "
+        "from the start of training to its end: the most bytes of memory that its tensors take at once, weights, "
+        f"gradients, optimizer state and activations. Each batch has {ROWS} rows, padded to 256 tokens; the models are "
+        "Llamas with a vocabulary of 4,000 words that train in float32, where not said otherwise. Predicted is what "
+        "`lit-hf plan` says before.",
         "",
         f"The largest error of the {len(rows)} is {worst:.1%}.",
         "",

@@ -35,6 +35,24 @@ def monitor_problems(task: Task, monitor: str, has_validation: bool, patience: i
         yield Problem("patience", "there is no validation split to watch.", "Give data.source.validation.")
 
 
+def validation_problems(interval: Any, accumulate: int) -> Iterator[Problem]:
+    """Find validations that would come between the batches of one optimizer step, where no run can be resumed.
+
+    Args:
+        interval: The trainer's `val_check_interval`: batches, a share of an epoch, or a time.
+        accumulate: Batches of an optimizer step.
+    """
+    if accumulate == 1 or interval is None or isinstance(interval, float):
+        return
+    if not isinstance(interval, int):
+        what = f"a time ({interval}) may fall between the {accumulate} batches of an optimizer step."
+        yield Problem("trainer.val_check_interval", what, "Give a number of batches, or a share of an epoch.")
+    elif interval % accumulate:
+        what = f"{interval} batches are no whole number of optimizer steps, which have {accumulate} batches each."
+        cure = f"Give a multiple of trainer.accumulate_grad_batches, such as {interval + -interval % accumulate}."
+        yield Problem("trainer.val_check_interval", what, cure)
+
+
 def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
     """Find callbacks that would work against how a step's loss is weighed."""
     if any(type(callback).__name__ == "GradientAccumulationScheduler" for callback in callbacks):

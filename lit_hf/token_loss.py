@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from lit_hf.errors import Problem
 from lit_hf.output_head import After, Head
@@ -121,7 +122,7 @@ def token_log_probs(model: PreTrainedModel, batch: dict[str, Any], labels: Tenso
         Shape [rows, tokens - 1], in float32: the first token is not predicted.
     """
     places = _Places.of(labels, shift=True)
-    lean = _run(model, batch, right_padded=True)
+    lean = _run(model, batch, right_padded=True) if _is_known(model) else None
     if lean is None:
         scores = places.pick(model(**batch).logits, labels.shape[1]).float()
         losses = functional.cross_entropy(scores, places.ids, reduction="none")
@@ -186,12 +187,16 @@ def _run(model: PreTrainedModel, inputs: dict[str, Any], *, right_padded: bool) 
         return None
     inputs = _lean_inputs(model, core, inputs, right_padded)
     after = After.of(core)
+    # a first pass that is of no use must not have drawn numbers: dropout would be another one than after a resume
+    drawn = (torch.get_rng_state(), get_device_states(*inputs.values())) if tap.usable is None else None
     with tap.opened():
         outputs = model(**inputs)
         hidden, raw = tap.hidden, tap.raw
-    if tap.usable is None:
+    if drawn is not None:
         tap.usable = hidden is not None and raw is not None and after.explains(raw, outputs.logits)
         if not tap.usable:
+            torch.set_rng_state(drawn[0])
+            set_device_states(*drawn[1])
             logger.info("%s computes all of its logits: it does to them what is not known here", type(core).__name__)
             return None
     assert hidden is not None

@@ -12,6 +12,7 @@ from lit_hf.checks import (
     monitored,
     precision_problems,
     quantization_problems,
+    validation_problems,
 )
 from lit_hf.tasks import TextClassification
 
@@ -125,3 +126,12 @@ def test_strategies_that_cut_quantized_weights_are_refused(strategy):
 def test_precisions_that_turn_all_weights_into_one_type_are_refused_beside_quantized_ones(precision):
     (problem,) = quantization_problems("auto", precision)
     assert problem.where == "trainer.precision" and "bf16-mixed" in problem.cure
+
+
+def test_validations_come_between_optimizer_steps():
+    assert not [*validation_problems(7, 1), *validation_problems(8, 2), *validation_problems(0.25, 2)]
+    (batches,) = validation_problems(7, 2)
+    assert batches.where == "trainer.val_check_interval"
+    assert "such as 8" in batches.cure
+    (duration,) = validation_problems("00:00:10:00", 4)
+    assert "between the 4 batches" in duration.what

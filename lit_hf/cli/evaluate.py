@@ -8,7 +8,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from lit_hf.cli.runs import bind_task, load_weights, read_best_or_last
+from lit_hf.cli.runs import bind_task, build_model, load_weights, read_best_or_last
 from lit_hf.cli.trainer import TrainerCLI, with_run_config
 
 
@@ -28,7 +28,7 @@ def run(verb: Literal["validate", "test"], arguments: Sequence[str]) -> None:
     cli.prepare(verb)
     trainer = cli.make_trainer(verb)
     cli.add_reference()
-    cli.model.configure_model()
+    build_model(cli.model)
     load_weights(cli.model, checkpoint)
     stage = trainer.validate if verb == "validate" else trainer.test
     results = stage(cli.model, datamodule=cli.datamodule, verbose=False)

@@ -31,12 +31,14 @@ from lit_hf.checks import (
     precision_problems,
     quantization_problems,
     streaming_problems,
+    validation_problems,
 )
 from lit_hf.cli import safety
 from lit_hf.cli.adapter_settings import complete
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
+from lit_hf.data.encoding import tokenizer_fingerprint
 from lit_hf.errors import InputError, Problem, collect, raise_problems
 from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
@@ -57,6 +59,7 @@ from lit_hf.training.callbacks.spikes import LossSpikes
 from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.module import LitModule
 from lit_hf.training.precision import default_precision, precision_note
+from lit_hf.training.ranks import watch_ranks
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.tracking import trackers
@@ -193,6 +196,9 @@ class TrainerCLI(LightningCLI):
                 self._precision_problems,
                 self._guard_problems,
                 lambda: callback_problems(_listed(self.config_init.trainer.callbacks)),
+                lambda: validation_problems(
+                    self.config_init.trainer.val_check_interval, self.config_init.trainer.accumulate_grad_batches
+                ),
                 lambda: self._streaming_problems() if stage == "fit" else (),
             )
         )
@@ -271,6 +277,7 @@ class TrainerCLI(LightningCLI):
         # ours first: Lightning takes the first checkpoint callback for the one that tells the best
         settings["callbacks"] = [*own, *given]
         self.trainer = Trainer(**{**settings, "default_root_dir": str(self.run.path)})
+        watch_ranks(self.trainer)
         return self.trainer
 
     def add_reference(self) -> None:
@@ -281,8 +288,9 @@ class TrainerCLI(LightningCLI):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the model that the run started from and the rows of each prepared split."""
-        return {"model": self.model.base.fingerprint, **self.datamodule.fingerprints}
+        """What identifies the model that the run started from, the tokenizer, and the rows of each prepared split."""
+        tokenizer = tokenizer_fingerprint(self.task.tokenizer)
+        return {"model": self.model.base.fingerprint, "tokenizer": tokenizer, **self.datamodule.fingerprints}
 
     def _checkpoint_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         monitor = monitored(self.task, self.config.monitor)

@@ -39,13 +39,14 @@ def run_reference(module: LitModule, trainer: Trainer, batches: Iterable[Batch])
 def reference_key(module: LitModule, trainer: Trainer, seed: int | bool | None) -> str:
     """Return what the untouched model's outputs depend on: its weights' origin, and the precision."""
     base = module.base
-    folder = Path(base.checkpoint or "")
-    files = sorted(folder.glob("*.safetensors")) if base.checkpoint and folder.is_dir() else []
+    folders = [base.checkpoint, *module.adaptation.merged]
     parts = [
         base.checkpoint,
         base.revision,
         getattr(base.pretrained_config, "_commit_hash", None),
-        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        [_stamps(folder) for folder in folders],
+        folders,
+        module.adaptation.tokens,
         base.pretrained_config.to_json_string(),
         base.dtype,
         base.attention,
@@ -54,3 +55,9 @@ def reference_key(module: LitModule, trainer: Trainer, seed: int | bool | None) 
         None if base.checkpoint else seed,
     ]
     return json.dumps(parts)
+
+
+def _stamps(folder: str | None) -> list[tuple[str, int, int]]:
+    """Return name, size and time of the weights in a local folder; nothing for what is on the Hub."""
+    files = sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -30,13 +30,13 @@ class Writer:
         self._error: BaseException | None = None
         self._last: Future[None] | None = None
 
-    def submit(self, work: Callable[[], object]) -> None:
-        """Do this after what was submitted before.
+    @property
+    def has_failed(self) -> bool:
+        """Whether something went wrong that was not raised yet."""
+        return self._error is not None
 
-        Raises:
-            TrainingError: If something submitted before went wrong.
-        """
-        self.check()
+    def submit(self, work: Callable[[], object]) -> None:
+        """Do this after what was submitted before, unless that goes wrong."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._last = self._executor.submit(self._run, work)
@@ -54,14 +54,9 @@ class Writer:
             raise TrainingError(_unwritten(error)) from error
 
     def wait(self) -> None:
-        """Wait until all is done.
-
-        Raises:
-            TrainingError: If a checkpoint could not be written.
-        """
+        """Wait until all is done; what went wrong is not raised."""
         if self._last is not None:
             self._last.result()
-        self.check()
 
     def close(self) -> None:
         """Wait until all is done, and end the thread; what went wrong is not raised."""
@@ -89,16 +84,15 @@ class CheckpointFiles(TorchCheckpointIO):
         self.writer = writer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Copy the state to host memory now, and write it later.
-
-        Raises:
-            TrainingError: If the disk is too small, or an earlier checkpoint could not be written.
-        """
-        path = Path(path)
-        self.writer.check()
-        _check_space(path.parent, _size(checkpoint))
+        """Copy the state to host memory now, and write it later; what goes wrong is the writer's to raise."""
+        path, size = Path(path), _size(checkpoint)
         copied = on_host(checkpoint)
-        self.writer.submit(lambda: torch.save(copied, path))
+
+        def write() -> None:
+            _check_space(path.parent, size)
+            torch.save(copied, path)
+
+        self.writer.submit(write)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True

@@ -27,11 +27,12 @@ def test_after_an_error_nothing_more_is_done_and_it_is_raised_once():
         raise OSError("the disk is gone")
 
     writer.submit(fail)
-    writer._executor.submit(lambda: None).result()  # until that is done
-    with pytest.raises(TrainingError, match="could not be written: the disk is gone"):
-        writer.submit(lambda: done.append(1))
-    assert done == []
+    writer.submit(lambda: done.append(1))
     writer.wait()
+    assert done == [] and writer.has_failed
+    with pytest.raises(TrainingError, match="could not be written: the disk is gone"):
+        writer.check()
+    writer.check()
 
 
 def test_errors_of_our_own_are_raised_as_they_are():
@@ -42,8 +43,9 @@ def test_errors_of_our_own_are_raised_as_they_are():
         raise error
 
     writer.submit(fail)
+    writer.wait()
     with pytest.raises(TrainingError) as raised:
-        writer.wait()
+        writer.check()
     assert raised.value is error
 
 
@@ -71,9 +73,10 @@ def test_tensors_that_are_views_of_one_are_told_apart():
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 20 * 2**20))
     writer = Writer()
-    with pytest.raises(TrainingError, match="the checkpoint needs 8 MiB, 20 MiB are free"):
-        CheckpointFiles(writer).save_checkpoint({"weights": torch.zeros(2**21)}, tmp_path / "state.ckpt")
+    CheckpointFiles(writer).save_checkpoint({"weights": torch.zeros(2**21)}, tmp_path / "state.ckpt")
     writer.wait()
+    with pytest.raises(TrainingError, match="the checkpoint needs 8 MiB, 20 MiB are free"):
+        writer.check()
     assert not list(tmp_path.iterdir())
 
 

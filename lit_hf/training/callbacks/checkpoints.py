@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_hf.checkpoints import STATE, Best, Manifest, folder_name, found, partial_folder, publish, remove_leftovers
+from lit_hf.errors import Problem, TrainingError
 from lit_hf.run import RunFolder
 from lit_hf.training.saving import Writer
 
@@ -68,8 +69,9 @@ class RunCheckpoints(Checkpoint):
             remove_leftovers(self.run.checkpoints)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Raise what went wrong with the checkpoint that is being written."""
-        self._writer.check()
+        """Raise what went wrong with the checkpoint that is being written; several ranks do at the next one."""
+        if trainer.world_size == 1:
+            self._writer.check()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,7 +93,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last checkpoint."""
-        self._writer.wait()
+        self._wait(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let what is being written come to its end."""
@@ -108,7 +110,7 @@ class RunCheckpoints(Checkpoint):
         score = trainer.callback_metrics.get(self.monitor) if validated and self.monitor else None
         self.best = self._best_with(folder.name, None if score is None else float(score))
         manifest = Manifest(trainer.global_step, trainer.current_epoch, trainer.world_size, self.best, self._versions)
-        self._writer.wait()
+        self._wait(trainer)
         if trainer.is_global_zero:
             shutil.rmtree(partial_folder(folder), ignore_errors=True)
             partial_folder(folder).mkdir(parents=True)
@@ -116,6 +118,14 @@ class RunCheckpoints(Checkpoint):
         trainer.save_checkpoint(partial_folder(folder) / STATE)
         if trainer.is_global_zero:
             self._writer.submit(lambda: self._publish(folder, manifest))
+
+    def _wait(self, trainer: Trainer) -> None:
+        """Wait for the checkpoint that is being written; raise on all ranks what went wrong on the one that writes."""
+        self._writer.wait()
+        if trainer.strategy.reduce_boolean_decision(not self._writer.has_failed, all=True):
+            return
+        self._writer.check()
+        raise TrainingError(Problem("checkpoints", "another process could not write the checkpoint."))
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
         """Publish a checkpoint, and only then delete those that are neither the newest nor the best."""

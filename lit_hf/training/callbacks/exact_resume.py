@@ -29,6 +29,7 @@ class ExactResume(Callback):
         """Go to the position in the epoch."""
         # said of loaders that keep a state of their own, which ours needs not
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+        _validate_between_steps(trainer)
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         loader: Any = trainer.train_dataloader
         if 0 < done < trainer.num_training_batches:
@@ -43,3 +44,10 @@ class ExactResume(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the generators for the batch."""
         reseed(self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
+
+
+def _validate_between_steps(trainer: Trainer) -> None:
+    """Let a share of an epoch (`val_check_interval: 0.25`) end with an optimizer step, as its checkpoint does."""
+    batches, accumulate = trainer.val_check_batch, trainer.accumulate_grad_batches
+    if isinstance(batches, int) and batches < trainer.num_training_batches:
+        trainer.val_check_batch = max(batches - batches % accumulate, accumulate)

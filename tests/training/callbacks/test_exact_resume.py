@@ -96,3 +96,19 @@ def test_without_it_the_weights_differ(tmp_path):
 
 def test_another_seed_draws_other_numbers(tmp_path):
     assert not torch.equal(fit(tmp_path / "one", seed=1)[0], fit(tmp_path / "other", seed=2)[0])
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.5, [2, 4]), (0.1, [1, 2, 3, 4, 5])])
+def test_a_share_of_an_epoch_ends_with_an_optimizer_step(tmp_path, share, steps):
+    validated = []
+
+    class Note(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            assert trainer.fit_loop.epoch_loop.batch_progress.current.ready % 2 == 0
+            validated.append(trainer.global_step)
+
+    trainer = tiny_trainer(
+        tmp_path, callbacks=[ExactResume(1), Note()], accumulate_grad_batches=2, val_check_interval=share
+    )
+    trainer.fit(Noisy(), Seekable(10), Batches(1))
+    assert validated == steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from lit_hf.checkpoints import STATE, newest_valid
+from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest
 from lit_hf.checks import monitored
 from lit_hf.cli.export import export_run
 from lit_hf.cli.failures import explained
+from lit_hf.cli.resuming import FLAG, Resumption
 from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
 from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
@@ -23,34 +24,6 @@ from lit_hf.export.package import export
 from lit_hf.run import RunFolder
 
 log = logging.getLogger(__name__)
-
-FREE_TO_CHANGE = {
-    "checkpoint_every",
-    "data.eval_batch_size",
-    "data.num_proc",
-    "data.num_workers",
-    "data.pin_memory",
-    "loss_spike",
-    "merge",
-    "model.compile",
-    "model.gradient_checkpointing",
-    "output_dir",
-    "patience",
-    "skip_nonfinite",
-    "tracker",
-}
-"""Settings that a run may resume with other values of; so may those of `trainer` that are not in `HELD`."""
-
-HELD = {
-    "trainer.accumulate_grad_batches",
-    "trainer.devices",
-    "trainer.fast_dev_run",
-    "trainer.limit_train_batches",
-    "trainer.limit_val_batches",
-    "trainer.num_nodes",
-    "trainer.overfit_batches",
-}
-"""Settings of `trainer` that say what is learnt from, and in which batches."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -65,10 +38,12 @@ def run(arguments: Sequence[str]) -> None:
         KeyboardInterrupt: If it was interrupted.
         Preempted: If the process was told to end.
     """
-    cli = TrainerCLI(arguments)
+    cli = TrainerCLI([argument for argument in arguments if argument != FLAG])
     record = cli.run.read_record() if cli.run.exists() else {}
+    resumption = Resumption(cli.run.path.name, inexact=FLAG in arguments)
     if record:
-        raise_problems(_changed(cli.run.read_config(), cli.resolved, cli.run.path.name))
+        if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
+            resumption.compare_settings(cli.run.read_config(), cli.resolved)
         if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
             _catch_up_export(cli.run, record)
             _say_finished(cli)
@@ -80,9 +55,14 @@ def run(arguments: Sequence[str]) -> None:
     cli.model.adaptation.load_state_dict(state.pop("adapter", None))
     cli.prepare("fit")
     if checkpoint:
-        raise_problems(_other_data(record.get("fingerprints", {}), cli.fingerprints))
-        log.info("resuming %s from step %s", cli.run.path, reached)
+        resumption.compare_origins(record.get("fingerprints", {}), cli.fingerprints)
     trainer = cli.make_trainer("fit")
+    if checkpoint:
+        precision = (record.get("hardware") or {}).get("precision")
+        resumption.compare_machines(read_manifest(checkpoint.parent).world_size, precision, trainer)
+        log.info("resuming %s from step %s", cli.run.path, reached)
+        if warning := resumption.warning():
+            log.warning(warning)
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded
     _train(cli, trainer, checkpoint)
@@ -160,42 +140,6 @@ def _say_finished(cli: TrainerCLI) -> None:
         "--trainer.max_epochs.",
         cli.run.path,
     )
-
-
-def _other_data(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Problem]:
-    """Find out whether a run would go on with other rows, or from another model, than it was started with."""
-    for name in before:
-        if name in now and before[name] != now[name]:
-            what = "the model it started from" if name == "model" else f"the rows of its {name} split"
-            yield Problem(
-                "model.checkpoint" if name == "model" else f"data.source.{name}",
-                f"{what} changed since the run was started.",
-                "Bring them back to resume that run, or start another one: --name <name>.",
-            )
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> Iterator[Problem]:
-    """Find settings that a resumed run may not change; one that is younger than the run has its default in both."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    for key in sorted(old.keys() | new.keys()):
-        is_free = key in FREE_TO_CHANGE or (key.startswith("trainer.") and key not in HELD)
-        block = key.rpartition(".")[0]
-        is_younger = key not in old and any(other.startswith(f"{block}.") for other in old)
-        if is_free or is_younger or old.get(key) == new.get(key):
-            continue
-        yield Problem(
-            key,
-            f"the run {name!r} was started with {old.get(key)!r}, now it is {new.get(key)!r}.",
-            "Change it back to resume that run, or start another one: --name <name>.",
-        )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _finish(cli: TrainerCLI) -> None:

@@ -37,6 +37,7 @@ GENERAL = (
 )
 
 OWN = {
+    "fit": (("--allow-inexact-resume", "resume with changed settings or data, though the run will not end the same"),),
     "inspect": (
         ("-n <rows>", "how many rows to show (int, default 3)"),
         ("--split <name>", "of which split (train|validation|test, default train)"),

@@ -121,6 +121,11 @@ def fingerprint(rows: Dataset, task: Task) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what changes with everything that the tokenizer makes of a text."""
+    return hashlib.sha256(json.dumps(_tokenizer_state(tokenizer)).encode()).hexdigest()[:32]
+
+
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

@@ -27,7 +27,8 @@ def test_the_module_and_its_exit_code_are_the_command():
     assert wrong.stdout == ""
     assert wrong.stderr.splitlines() == [
         "error: there is no verb 'fitt'.",
-        "    Did you mean 'lit-hf fit'? The verbs are fit, inspect, plan, validate, test, predict, export, checkpoints, env.",
+        "    Did you mean 'lit-hf fit'? "
+        "The verbs are fit, inspect, plan, validate, test, predict, export, checkpoints, env.",
     ]
 
 

@@ -1,0 +1,154 @@
+"""What a run may resume with: nothing by which it would end otherwise than if it had never stopped, unless asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_hf.errors import Problem, raise_problems
+
+FLAG = "--allow-inexact-resume"
+
+FREE_TO_CHANGE = {
+    "checkpoint_every",
+    "data.eval_batch_size",
+    "data.num_proc",
+    "data.num_workers",
+    "data.pin_memory",
+    "loss_spike",
+    "merge",
+    "model.compile",
+    "model.gradient_checkpointing",
+    "output_dir",
+    "patience",
+    "skip_nonfinite",
+    "tracker",
+}
+"""Settings that a run may resume with other values of; so may those of `trainer` that are not in `HELD`."""
+
+HELD = {
+    "trainer.accelerator",
+    "trainer.accumulate_grad_batches",
+    "trainer.check_val_every_n_epoch",
+    "trainer.devices",
+    "trainer.fast_dev_run",
+    "trainer.gradient_clip_algorithm",
+    "trainer.gradient_clip_val",
+    "trainer.limit_train_batches",
+    "trainer.limit_val_batches",
+    "trainer.num_nodes",
+    "trainer.overfit_batches",
+    "trainer.plugins",
+    "trainer.precision",
+    "trainer.strategy",
+    "trainer.sync_batchnorm",
+    "trainer.val_check_interval",
+}
+"""Settings of `trainer` that say what is learnt from, in which batches and arithmetic, and when it is validated."""
+
+CURE = f"Change it back to resume that run exactly, start another one (--name <name>), or go on: {FLAG}."
+
+ORIGINS = {
+    "model": ("model.checkpoint", "the model it started from"),
+    "tokenizer": ("data.tokenizer", "the tokenizer"),
+}
+"""Where a fingerprint's origin is set, and what it is; the others are of splits."""
+
+
+class Resumption:
+    """Collects what differs from the run's start, and refuses it or tells it once.
+
+    Args:
+        name: The run's name.
+        inexact: Go on in spite of differences.
+    """
+
+    def __init__(self, name: str, inexact: bool) -> None:
+        self._name = name
+        self._inexact = inexact
+        self._differences: list[Problem] = []
+
+    def compare_settings(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Compare the configs.
+
+        Raises:
+            InputError: If they differ in what may not change.
+        """
+        self._meet(_changed(before, now, self._name))
+
+    def compare_origins(self, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+        """Compare the fingerprints of the data, the tokenizer and the model that was started from.
+
+        Raises:
+            InputError: If one differs.
+        """
+        self._meet(_other_origins(before, now))
+
+    def compare_machines(self, processes: int, precision: str | None, trainer: Trainer) -> None:
+        """Compare what the config may leave to the machine.
+
+        Args:
+            processes: How many trained.
+            precision: What it was trained in, if that is known.
+            trainer: What is to train on.
+
+        Raises:
+            InputError: If it is not the same.
+        """
+        self._meet(_other_machine(processes, precision, trainer))
+
+    def warning(self) -> str:
+        """Return what is not exact, each in a line; empty if all is."""
+        if not self._differences:
+            return ""
+        lines = [f"  {problem.where}: {problem.what}" for problem in self._differences]
+        return "\n".join(["this resume is NOT exact: the run will not end as one that never stopped, as", *lines])
+
+    def _meet(self, differences: Iterator[Problem]) -> None:
+        found = list(differences)
+        if not self._inexact:
+            raise_problems(found)
+        self._differences += found
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """Find settings that a resumed run may not change; one that is younger than the run has its default in both."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for key in sorted(old.keys() | new.keys()):
+        is_free = key in FREE_TO_CHANGE or (key.startswith("trainer.") and not _is_held(key))
+        block = key.rpartition(".")[0]
+        is_younger = key not in old and any(other.startswith(f"{block}.") for other in old)
+        if is_free or is_younger or old.get(key) == new.get(key):
+            continue
+        yield Problem(key, f"the run {name!r} was started with {old.get(key)!r}, now it is {new.get(key)!r}.", CURE)
+
+
+def _is_held(key: str) -> bool:
+    return ".".join(key.split(".")[:2]) in HELD
+
+
+def _other_origins(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Problem]:
+    for name in before:
+        if name in now and before[name] != now[name]:
+            key, what = ORIGINS.get(name, (f"data.source.{name}", f"the rows of its {name} split"))
+            cure = CURE.replace("Change it back", "Bring it back")
+            yield Problem(key, f"{what} changed since the run was started.", cure)
+
+
+def _other_machine(processes: int, precision: str | None, trainer: Trainer) -> Iterator[Problem]:
+    if trainer.world_size != processes:
+        what = f"it was trained by {processes} processes, now there are {trainer.world_size}: batches would be others."
+        yield Problem("trainer.devices", what, CURE)
+    if precision not in (None, str(trainer.precision)):
+        what = f"the run was trained in {precision}, now it is {trainer.precision}, which this machine does best."
+        yield Problem("trainer.precision", what, CURE)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

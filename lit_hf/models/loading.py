@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from lit_hf.errors import InputError, Problem, nearest
 from lit_hf.hub import load_problem
 from lit_hf.models.attention import attention_problems, unavailable
+from lit_hf.models.damage import damage_problems, damaged
 from lit_hf.models.packed_attention import PACKED, packing_problems
 from lit_hf.models.quantization import is_quantized, prepare, spare, stored_quantization
 
@@ -108,7 +109,7 @@ class Base:
         """Return a copy of the config with the task's labels in it, and the tokenizer's vocabulary if from scratch."""
         values = self.pretrained_config.to_dict() | task.model_kwargs()
         if self.checkpoint is None:
-            values |= _tokenizer_values(task.tokenizer)
+            values |= _tokenizer_values(task.tokenizer, self.config.get("vocab_size") or 0)
             if self.pretrained_config.is_encoder_decoder:
                 given = {key: self.config[key] for key in _DECODER_KEYS if key in self.config}
                 values |= _decoder_values(self.pretrained_config, task.tokenizer) | given
@@ -185,13 +186,7 @@ class Base:
             )
             return model, sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
         except SafetensorError as error:
-            raise InputError(
-                Problem(
-                    "model.checkpoint",
-                    f"the weights in {self.checkpoint} are damaged: {error}.",
-                    "Copy or download the checkpoint again.",
-                )
-            ) from error
+            raise InputError(damaged(str(self.checkpoint), error)) from error
         except (OSError, ValueError) as error:
             raise InputError(load_problem("model.checkpoint", str(self.checkpoint), "model", error)) from error
 
@@ -210,7 +205,6 @@ class Base:
 
     def problems(self, task: Task) -> Iterator[Problem]:
         """Find what is wrong between config, task and tokenizer, without loading weights."""
-        config = self.pretrained_config
         yield from attention_problems(self.attention)
         if not self._fits(task):
             yield self._misfit(task)
@@ -219,13 +213,18 @@ class Base:
         yield from self._direction_problems(task)
         yield from self._label_problems(task)
         yield from self._output_problems(task)
-        words, vocabulary = len(task.tokenizer), config.get_text_config().vocab_size
-        if self.checkpoint is not None and words > vocabulary + self.added_tokens:
-            yield Problem(
-                "data.tokenizer",
-                f"the tokenizer has {words:,} tokens, the model's vocabulary only {vocabulary:,}.",
-                "Use the tokenizer of the checkpoint: leave data.tokenizer.checkpoint out.",
-            )
+        yield from self._vocabulary_problems(task)
+        yield from damage_problems(self.checkpoint)
+
+    def _vocabulary_problems(self, task: Task) -> Iterator[Problem]:
+        words, declared = len(task.tokenizer), self.config.get("vocab_size")
+        where, vocabulary, cure = "model.config.vocab_size", declared, "Leave it out: the tokenizer sets it."
+        if self.checkpoint is not None:
+            vocabulary = self.pretrained_config.get_text_config().vocab_size + self.added_tokens
+            where, cure = "data.tokenizer", "Use the tokenizer of the checkpoint: leave data.tokenizer.checkpoint out."
+        if vocabulary is not None and words > vocabulary:
+            what = f"the tokenizer has {words:,} tokens, the model's vocabulary only {vocabulary:,}."
+            yield Problem(where, what, cure)
 
     def _packing_problems(self, task: Task) -> Iterator[Problem]:
         if self.pretrained_config.model_type in _POSITIONS_FROM_PADDING:
@@ -344,9 +343,10 @@ def _close(model_type: str) -> str:
     return f"Did you mean {' or '.join(close)}?" if close else "See the model types of transformers' AutoConfig."
 
 
-def _tokenizer_values(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _tokenizer_values(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> dict[str, Any]:
+    """Return the special tokens, and the number of all; a vocabulary may have more, to be a round number."""
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return {"vocab_size": len(tokenizer), **ids}
+    return {"vocab_size": max(len(tokenizer), vocabulary), **ids}
 
 
 _DECODER_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "decoder_vocab_size")

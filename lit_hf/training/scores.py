@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torchmetrics import MetricCollection
 
+from lit_hf.errors import InputError, Problem
 from lit_hf.evaluation.metrics import MeanLoss
 from lit_hf.task import Batch, Sizes, Task
+
+NO_LOSS = Problem("task", "the model returned no loss: its batches have no labels.", "Check the task's columns.")
 
 
 class Scores(nn.Module):
@@ -21,11 +24,18 @@ class Scores(nn.Module):
         self.metrics = metrics
 
     def add(self, task: Task, model: Any, inputs: Batch, sizes: Sizes) -> None:
-        """Run a batch and count it; a filler, which has no rows, is run only."""
+        """Run a batch and count it; a filler, which has no rows, is run only.
+
+        Raises:
+            InputError: If there is no loss.
+        """
         if sizes.rows == 0:  # keeps the ranks in step where a forward pass communicates; its result is dropped
             task.evaluate(model, inputs, task.metrics().to(self.loss.device))
             return
-        self.loss.update(task.evaluate(model, inputs, self.metrics).detach(), sizes.targets)
+        loss: torch.Tensor | None = task.evaluate(model, inputs, self.metrics)
+        if loss is None:
+            raise InputError(NO_LOSS)
+        self.loss.update(loss.detach(), sizes.targets)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Return the values of all batches and ranks, by name."""

@@ -126,6 +126,24 @@ def test_adalora_shrinks_to_its_budget_by_the_trainers_steps(fit, capsys):
     assert "train/regularization" in rows[0]
 
 
+def test_adalora_that_was_stopped_ends_as_if_it_had_not_been(fit, tmp_path, capsys):
+    settings = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 4, "deltaT": 2, "lora_dropout": 0.2}
+    adapter = {"class_path": "peft.AdaLoraConfig", "init_args": {**settings, "target_modules": ["query", "value"]}}
+    stop = {"class_path": "tests.cli.test_fit.StopAfter", "init_args": {"steps": 10}}
+    (tmp_path / "stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stop]}}))
+    code, whole = fit("whole", adapter=adapter)
+    assert code == 0, capsys.readouterr().err
+    assert fit("part", "--checkpoint_every", "7", "-c", "stop.yaml", "--name", "part", adapter=adapter)[0] == 1
+    capsys.readouterr()
+    code, part = fit("part", adapter=adapter)
+    assert code == 0
+    assert "resuming runs/part from step 8" in capsys.readouterr().err
+    expected, found = (read_checkpoint(run.checkpoint("last")) for run in (whole, part))
+    assert found["adapter"]["rank_pattern"] == expected["adapter"]["rank_pattern"]
+    assert found["state_dict"].keys() == expected["state_dict"].keys()
+    assert all(torch.equal(value, expected["state_dict"][name]) for name, value in found["state_dict"].items())
+
+
 def test_adalora_without_room_for_its_schedule_is_told(fit, capsys):
     adapter = {"class_path": "peft.AdaLoraConfig", "init_args": {"init_r": 4, "target_r": 2, "tinit": 20}}
     code, _ = fit("ada", adapter=adapter)
@@ -180,6 +198,28 @@ def test_adapters_are_merged_before_the_new_one(fit, tiny_text_model, capsys):
     first_answer = predictions(second.export, capsys)
     assert main(["export", str(second.path)]) == 0
     assert predictions(second.export, capsys) == first_answer
+
+
+OTHERS = {"good": ["excellent", "wonderful", "superb"], "bad": ["terrible", "horrible", "awful"]}
+
+
+def test_lora_on_a_pretrained_model_tells_words_apart_that_it_has_not_trained_on(fit, minilm, tmp_path, capsys):
+    (tmp_path / "validation.jsonl").write_text(
+        "\n".join(
+            json.dumps({"text": f"the {thing} was {word}", "label": label})
+            for thing in ("book", "play")
+            for label, words in OTHERS.items()
+            for word in words
+        )
+    )
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.005}}
+    adapter = lora(r=8, lora_alpha=32)
+    code, run = fit("minilm", "--trainer.max_epochs", "4", checkpoint=str(minilm), adapter=adapter, optimizer=optimizer)
+    assert code == 0, capsys.readouterr().err
+    record = run.read_record()
+    assert record["parameters"]["trainable"] < 0.02 * record["parameters"]["total"]
+    assert record["metrics"]["val/loss"] < 0.35  # guessing has 0.69
+    assert record["metrics"]["val/accuracy"] == 1
 
 
 @pytest.mark.parametrize("kind", ["lora", "prefix", "none"])

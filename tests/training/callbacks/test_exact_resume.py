@@ -8,7 +8,7 @@ from lit_hf.training.callbacks.exact_resume import ExactResume
 from tests.training.callbacks.tiny import Batches, TinyModule, batch, tiny_trainer
 
 
-class Seekable:
+class Unsized:
     """Batches of two epochs, all different, that can be started anywhere; notes which ones were made."""
 
     def __init__(self, number=6):
@@ -21,14 +21,18 @@ class Seekable:
     def set_epoch(self, epoch):
         self.epoch = epoch
 
-    def __len__(self):
-        return self.number
-
     def __iter__(self) -> Iterator[dict]:
         start, self.start = self.start, 0
         for index in range(start, self.number):
             self.made.append((self.epoch, index))
             yield batch(100 * self.epoch + index)
+
+
+class Seekable(Unsized):
+    """The same, and it says how many they are."""
+
+    def __len__(self):
+        return self.number
 
 
 class Noisy(TinyModule):
@@ -52,10 +56,10 @@ class StopAt(Callback):
             raise Killed
 
 
-def fit(folder, *, resume=None, kill_at=None, seed=42, exact=True, **settings):
+def fit(folder, *, resume=None, kill_at=None, seed=42, exact=True, kind=Seekable, **settings):
     """Return the weights after two epochs, and the batches that were made."""
     torch.manual_seed(0)
-    module, loader = Noisy(), Seekable()
+    module, loader = Noisy(), kind()
     callbacks = [
         ModelCheckpoint(folder, filename="at", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
     ]
@@ -85,6 +89,17 @@ def test_an_epoch_s_end_is_no_place_in_an_epoch(tmp_path):
     resumed, made = fit(tmp_path / "part", resume=tmp_path / "part" / "at.ckpt")
     assert torch.equal(resumed, whole)
     assert made == all_batches[6:]
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5, 7, 8])
+def test_a_loader_without_a_length_is_gone_on_with_alike(tmp_path, killed_at):
+    settings = {"kind": Unsized, "max_steps": 12}
+    whole, all_batches = fit(tmp_path / "whole", **settings)
+    fit(tmp_path / "part", kill_at=killed_at, **settings)
+    resumed, made = fit(tmp_path / "part", resume=tmp_path / "part" / "at.ckpt", **settings)
+    assert torch.equal(resumed, whole)
+    # Lightning reads the first one before the position is known
+    assert made[1:] == all_batches[killed_at:]
 
 
 def test_without_it_the_weights_differ(tmp_path):

@@ -102,17 +102,21 @@ def streaming_problems(trainer: Mapping[str, Any], has_reference: bool) -> Itera
         yield Problem("data.source.streaming", what, "Leave it out, or train an adapter (model.adapter).")
 
 
-def quantization_problems(strategy: object, precision: object) -> Iterator[Problem]:
-    """Find settings of the trainer under which quantized weights do not train.
+def strategy_problems(strategy: object) -> Iterator[Problem]:
+    """Find a strategy that cuts weights into parts, which checkpoints and exports would then have to put together.
 
     Args:
         strategy: The trainer's strategy, by name or as an object.
-        precision: The trainer's precision.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if any(part in name.lower() for part in SHARDING):
-        what = f"{name} would cut the packed weights into parts, which no rank could read."
-        yield Problem("trainer.strategy", what, "With model.quantization take ddp: each GPU holds all packed weights.")
+        what = f"{name} cuts the weights into parts, and lit-hf does not train, save or export those yet."
+        cure = "Take ddp: each device holds all weights; what makes them fit is told by lit-hf plan."
+        yield Problem("trainer.strategy", what, cure)
+
+
+def quantization_problems(precision: object) -> Iterator[Problem]:
+    """Find a precision of the trainer in which quantized weights do not train."""
     if str(precision) in ("bf16-true", "16-true", "64-true", "64"):
         what = f"{precision} turns all weights into one type, and beside quantized ones norms must stay float32."
         yield Problem("trainer.precision", what, "Take bf16-mixed, or 32-true.")

@@ -12,6 +12,7 @@ from lit_hf.checks import (
     monitored,
     precision_problems,
     quantization_problems,
+    strategy_problems,
     validation_problems,
 )
 from lit_hf.tasks import TextClassification
@@ -111,20 +112,25 @@ def test_fused_kernels_that_scale_gradients_cannot_be_clipped():
     assert not list(clipping_problems("16-mixed", 1.0, fused=False))
 
 
-@pytest.mark.parametrize(("strategy", "precision"), [("auto", "32-true"), ("ddp", "bf16-mixed"), (DDPStrategy(), None)])
-def test_quantized_weights_train_with_a_copy_on_each_rank(strategy, precision):
-    assert list(quantization_problems(strategy, precision)) == []
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "ddp_find_unused_parameters_true", DDPStrategy()])
+def test_strategies_with_a_copy_on_each_rank_are_taken(strategy):
+    assert list(strategy_problems(strategy)) == []
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", ModelParallelStrategy()])
-def test_strategies_that_cut_quantized_weights_are_refused(strategy):
-    (problem,) = quantization_problems(strategy, "32-true")
+def test_strategies_that_cut_weights_into_parts_are_refused(strategy):
+    (problem,) = strategy_problems(strategy)
     assert problem.where == "trainer.strategy" and "ddp" in problem.cure
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", None])
+def test_quantized_weights_train_in_mixed_and_in_full_precision(precision):
+    assert list(quantization_problems(precision)) == []
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", 64])
 def test_precisions_that_turn_all_weights_into_one_type_are_refused_beside_quantized_ones(precision):
-    (problem,) = quantization_problems("auto", precision)
+    (problem,) = quantization_problems(precision)
     assert problem.where == "trainer.precision" and "bf16-mixed" in problem.cure
 
 

@@ -9,12 +9,16 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from lit_hf.cli.planning import RECOMPUTED, USABLE, Change, Plan, Planner
-from lit_hf.models.layouts import Layout
+from lit_hf.cli.machine import USABLE
+from lit_hf.cli.plan_changes import Change
+from lit_hf.cli.plan_time import RECOMPUTED
+from lit_hf.cli.planning import Plan, Planner
+from lit_hf.models.layouts import ALONE, FSDP2, TENSOR_PARALLEL, Layout
 
-WIDTH = 116
+WIDTH = 120
 """Columns of the tables."""
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
@@ -24,13 +28,15 @@ def as_json(planner: Planner, plan: Plan) -> str:
     """Return the plan as JSON: bytes, seconds, operations, counts."""
     work = {key: value for key, value in vars(planner.work).items() if key != "batch"}
     values: dict[str, Any] = {
-        "machine": {**asdict(planner.machine), "usable": USABLE * planner.machine.memory},
+        "machine": {**asdict(planner.machine), "usable": planner.machine.usable},
         "parameters": {**plan.parameters._asdict(), "by_dtype": plan.dtypes},
         "data": work,
         "precision": planner.case.setting.precision,
         "memory": {
             "one_device": {**plan.peaks._asdict(), "activations": plan.peaks.activations, "total": plan.peaks.total},
-            "layouts": [{**asdict(way), "total": way.total, "fits": planner.fits(way.total)} for way in plan.layouts],
+            "layouts": [
+                {**asdict(way), "total": way.total, "fits": planner.machine.fits(way.total)} for way in plan.layouts
+            ],
             "changes": [asdict(change) for change in plan.changes],
         },
         "time": {**asdict(plan.time), "total": plan.time.total},
@@ -40,17 +46,28 @@ def as_json(planner: Planner, plan: Plan) -> str:
 
 
 def advice(planner: Planner, plan: Plan) -> str:
-    """Return in a sentence whether the run fits, and which change makes it fit."""
-    way, machine = plan.layouts[0], planner.machine
-    if planner.fits(way.total):
-        return f"It fits: {_size(way.total)} of the {_size(USABLE * machine.memory)} that may be filled."
-    short = f"It does not fit: {_size(way.total)}, and {_size(USABLE * machine.memory)} may be filled."
+    """Return in a few words whether the run fits, and which change makes it fit."""
+    needed, usable = _size(plan.layouts[0].total), _size(planner.machine.usable)
+    if planner.machine.fits(plan.layouts[0].total):
+        return f"It fits: each device needs {needed}, {usable} may be filled."
+    short = f"It does not fit: each device needs {needed}, {usable} may be filled."
     if not plan.changes:
         return short
     fitting = next((change for change in plan.changes if change.fits), None)
     if fitting is None:
-        return f"{short} None of the changes makes it fit: take more devices, larger ones, or a smaller model."
-    return f"{short} The smallest change that makes it fit: {fitting.name} ({fitting.option})."
+        return f"{short} Nothing tried makes it fit: take shorter rows, larger devices, or a smaller model."
+    what = f"{_listed(fitting.names)} ({_size(fitting.total or 0)})"
+    if len(fitting.names) == 1:
+        return f"{short} The smallest change that makes it fit: {what}. {_how(fitting)}"
+    return f"{short} No single change makes it fit. The smallest combination that does: {what}. {_how(fitting)}"
+
+
+def _how(change: Change) -> str:
+    return f"Add to the command: {' '.join(change.options)}"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def show(planner: Planner, plan: Plan) -> None:
@@ -66,38 +83,44 @@ def show(planner: Planner, plan: Plan) -> None:
         console.print(f"[bold]{name:<12}[/bold] {text}")
     if plan.changes:
         console.print()
-        console.print(_changes(plan.changes, planner))
+        console.print(_changes(plan.changes))
     console.print()
-    colour = "green" if planner.fits(plan.layouts[0].total) else "yellow"
-    console.print(f"[{colour}]{advice(planner, plan)}[/{colour}]")
+    colour = "green" if planner.machine.fits(plan.layouts[0].total) else "yellow"
+    console.print(f"[{colour}]{escape(advice(planner, plan))}[/{colour}]")
 
 
 def _head(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
     machine, setting = planner.machine, planner.case.setting
     count = f"{machine.world} x " if machine.world > 1 else ""
     where = f" ({machine.nodes} nodes of {machine.devices})" if machine.nodes > 1 else ""
-    yield "machine", f"{count}{machine.name}{where}, {_size(machine.memory)} each; {USABLE:.0%} of it may be filled"
+    yield "machine", f"{count}{machine.name}{where}, {_size(machine.memory)} each, {USABLE:.0%} of it may be filled"
     kinds = ", ".join(f"{_count(number)} {dtype}" for dtype, number in plan.dtypes.items())
-    trainable = plan.parameters.trainable / max(plan.parameters.total, 1)
-    train = f"{_count(plan.parameters.trainable)} train ({trainable:.2%})"
-    yield "parameters", f"{_count(plan.parameters.total)} ({kinds}); {train}"
+    kinds = next(iter(plan.dtypes)) if len(plan.dtypes) == 1 else kinds
+    trainable, total = plan.parameters.trainable, plan.parameters.total
+    train = "all train" if trainable == total else f"{_count(trainable)} train ({trainable / max(total, 1):.2%})"
+    yield "parameters", f"{_count(total)} ({kinds}); {train}"
     kept = [setting.precision]
     if setting.quantization is not None:
         kept.append("4 bits" if setting.quantization.load_in_4bit else "8 bits")
     kept += ["gradient checkpointing"] if setting.switches.gradient_checkpointing else []
+    kept += [name for name in planner.strategies[:1] if name != ALONE]
     yield "training", ", ".join(kept)
+    if setting.switches.compile:
+        yield "", "what torch.compile saves, of memory and of time, is not known before: planned is without it"
 
 
 def _data(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
     work, time = planner.work, plan.time
-    yield "batch", f"{work.rows:,} row{'s' * (work.rows > 1)} of up to {work.length:,} tokens a device"
+    count = f"{work.rows:,} row{'s' * (work.rows > 1)}"
+    batch = f"{count} packed into one of {work.length:,}" if work.packed else f"{count} of up to {work.length:,}"
+    yield "batch", f"{batch} tokens a device"
     if work.batches is None or work.rows_in_all is None:
-        yield "epoch", "unknown, as the rows are"
+        yield "epoch", "its rows are not counted"
         return
     tokens = work.tokens * work.batches
     trained = f", {work.trained_tokens / work.tokens:.0%} of them trained" if work.trained_tokens is not None else ""
     of_tokens = f"{_count(tokens)} tokens ({work.padding:.1%} padding{trained})"
-    yield "epoch", f"{work.rows_in_all:,} rows, {of_tokens}, {time.steps:,} steps"
+    yield "epoch", f"{work.rows_in_all:,} rows, {of_tokens}, {time.steps:,} step{'s' * (time.steps != 1)}"
 
 
 def _memory(planner: Planner, ways: list[Layout]) -> Table:
@@ -107,37 +130,45 @@ def _memory(planner: Planner, ways: list[Layout]) -> Table:
         table.add_column(part, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for index, way in enumerate(ways):
-        fits = planner.fits(way.total)
+        fits = planner.machine.fits(way.total)
         cells = [_size(getattr(way, part)) for part in (*PARTS, "total")]
         table.add_row(way.name, *cells, _verdict(fits), style="" if index == 0 else "dim")
+    if compared := [way.name for way in ways if way.name in (FSDP2, TENSOR_PARALLEL)]:
+        what = " and ".join(sorted(compared))
+        table.caption = f"{what} {'are' if len(compared) > 1 else 'is'} shown to compare: lit-hf trains with DDP"
+        table.caption_justify = "left"
     return table
 
 
 def _time(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
-    time, machine = plan.time, planner.machine
-    again = f", and a third more for checkpointing ({RECOMPUTED:.2f})"
+    time, machine, way = plan.time, planner.machine, plan.layouts[0]
+    everyone = ", all devices together" if machine.world > 1 else ""
+    again = f"; checkpointing computes {RECOMPUTED - 1:.0%} of it again"
     again = again if planner.case.setting.switches.gradient_checkpointing else ""
-    yield "operations", f"{_scaled(time.flops, 'FLOP')} a step, all devices together{again}"
-    rate = f"{_scaled(machine.flops, 'FLOP/s')} ({machine.source}) at {machine.efficiency:.0%}"
-    yield "computing", f"{_duration(time.computing)} a step; each device {rate}"
+    yield "operations", f"{_scaled(time.flops, 'FLOP')} a step{everyone}{again}"
+    rate = f"{machine.efficiency:.0%} of {_scaled(machine.flops, 'FLOP/s')} ({machine.source})"
+    yield "computing", f"{_duration(time.computing)} a step, at {rate}"
     if machine.world > 1:
-        way = plan.layouts[0]
-        link = machine.link if machine.nodes == 1 or way.name == "tensor parallel" else machine.network
-        kind = "hidden behind computing" if way.overlaps and time.sending <= time.computing else "not hidden"
-        yield "sending", f"{_duration(time.sending)} a step over {_scaled(link, 'B/s')}, {kind} ({way.name})"
+        link = machine.bandwidth(way.within_machine)
+        kind = "on top of computing" if not way.overlaps else "while computing goes on"
+        if way.overlaps and time.sending > time.computing:
+            kind = "longer than computing, which waits for it"
+        yield "sending", f"{_duration(time.sending)} a step over {_scaled(link, 'B/s')}, {kind}"
     total = "" if time.total is None else f", {_duration(time.total)} for {time.total_steps:,} steps"
     yield "time", f"{_duration(time.step)} a step{total}; validation and loading come on top"
 
 
-def _changes(changes: list[Change], planner: Planner) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="one change by itself", title_justify="left", title_style="bold")
-    for name in ("", "each device", "", "how"):
-        table.add_column(name, justify="right" if name == "each device" else "left", no_wrap=True)
+def _changes(changes: list[Change]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="what changes would need", title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("each device", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("how", overflow="fold")
     for change in changes:
         size = _size(change.total) if change.total is not None else "-"
-        table.add_row(
-            change.name, size, _verdict(change.fits) if change.total else "not possible", change.why or change.option
-        )
+        verdict = _verdict(change.fits) if change.total is not None else "not possible"
+        names = "\n".join(f"{'+ ' if index else ''}{name}" for index, name in enumerate(change.names))
+        table.add_row(names, size, verdict, escape(change.why or "\n".join(change.options)))
     return table
 
 

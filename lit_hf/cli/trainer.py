@@ -30,6 +30,7 @@ from lit_hf.checks import (
     monitored,
     precision_problems,
     quantization_problems,
+    strategy_problems,
     streaming_problems,
     validation_problems,
 )
@@ -192,6 +193,7 @@ class TrainerCLI(LightningCLI):
                 lambda: self.datamodule.load(stage),
                 lambda: self.model.check() if self.task.is_bound else (),
                 lambda: self._monitor_problems(stage) if self.task.is_bound else (),
+                lambda: strategy_problems(self.config_init.trainer.strategy),
                 self._quantization_problems,
                 self._precision_problems,
                 self._guard_problems,
@@ -214,7 +216,7 @@ class TrainerCLI(LightningCLI):
     def _quantization_problems(self) -> Iterator[Problem]:
         if self.model.base.quantized is not None:
             trainer = self.config_init.trainer
-            yield from quantization_problems(trainer.strategy, trainer.precision)
+            yield from quantization_problems(trainer.precision)
             yield from environment_problems(self.model.base, device_type(trainer.accelerator))
 
     def _streaming_problems(self) -> Iterable[Problem]:

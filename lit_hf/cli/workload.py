@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_hf.cli.sequences import count_trained
 from lit_hf.cli.trainer import TrainerCLI
-from lit_hf.errors import InputError
+from lit_hf.data.order import BatchOrder
+from lit_hf.data.packing import packing_problems
+from lit_hf.errors import InputError, raise_problems
 from lit_hf.hub import is_local
 from lit_hf.models.flops import attended_pairs
-from lit_hf.task import Batch, Task
+from lit_hf.task import Batch, Collator, Task
 from lit_hf.tasks.embedding import Embedding
 from lit_hf.tasks.preference import REFERENCE, Preference
 from lit_hf.tasks.reward_model import RewardModel
@@ -33,8 +35,8 @@ class Workload:
 
     Attributes:
         batch: Makes the largest batch of an epoch, or its first rows.
-        rows: Rows of that batch.
-        length: Its tokens a row, padding included.
+        rows: Rows of that batch; of packed ones, documents.
+        length: Its tokens a row, padding included; of packed ones, all of them.
         tokens: Tokens of a mean batch, padding included; of an encoder-decoder the encoder's.
         padding: The share of them that is padding.
         decoder_tokens: Tokens of a mean batch that an encoder-decoder's decoder reads; 0 elsewhere.
@@ -42,6 +44,8 @@ class Workload:
         attended: Pairs of tokens of a mean batch of which one attends to the other.
         batches: Batches of an epoch on one device; None where the rows are not known.
         rows_in_all: Rows of the training split; None where they are not known.
+        batch_tokens: Tokens that a batch may have; None where it is made of rows.
+        packed: Whether the rows of a batch are packed into one.
         notes: What had to be assumed.
     """
 
@@ -55,6 +59,8 @@ class Workload:
     attended: float
     batches: int | None
     rows_in_all: int | None
+    batch_tokens: int | None = None
+    packed: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -104,8 +110,9 @@ def _counted(cli: TrainerCLI) -> Workload:
     data.num_workers = 0
     encoded, is_whole = data.encoded["train"], data.stream is None
     order = data.training_order(encoded)
-    collate = cli.task.collator(training=True, pad_to_multiple_of=data.pad_to_multiple_of)
-    largest = _largest(order)
+    is_packed = order.arrangement == "packed"
+    collate = _collator(cli, is_packed)
+    largest = _largest(order, is_packed)
 
     def batch(rows: int) -> Batch:
         return _with_reference(cli, dict(collate([encoded[index] for index in largest[:rows]])), rows)
@@ -125,12 +132,31 @@ def _counted(cli: TrainerCLI) -> Workload:
         attended=attended_pairs(order.lengths, is_causal(cli.task)) / (1 - order.padding_share) / count,
         batches=count if is_whole else None,
         rows_in_all=len(data.splits["train"].rows) if is_whole else None,
+        batch_tokens=_batch_tokens(cli, int(order.lengths.max())),
+        packed=is_packed,
     )
 
 
-def _largest(order: Any) -> list[int]:
-    """Return the rows of the batch with the most tokens, padding included."""
-    return max(iter(order), key=lambda rows: len(rows) * order.lengths[rows].max())
+def _collator(cli: TrainerCLI, is_packed: bool) -> Collator:
+    if is_packed:
+        return _packing_collator(cli.task)
+    return cli.task.collator(training=True, pad_to_multiple_of=cli.datamodule.pad_to_multiple_of)
+
+
+def _batch_tokens(cli: TrainerCLI, longest: int) -> int | None:
+    """Return the tokens that a batch may have; None where it is made of rows."""
+    data = cli.datamodule
+    return data.batch_size * longest if data.packing and data.batch_tokens is None else data.batch_tokens
+
+
+def _largest(order: BatchOrder, is_packed: bool) -> list[int]:
+    """Return the rows of the batch with the most tokens, padding included, the longest of them first."""
+
+    def tokens(rows: Iterable[int]) -> int:
+        lengths = order.lengths[list(rows)]
+        return int(lengths.sum() if is_packed else len(lengths) * lengths.max())
+
+    return sorted(max(order, key=tokens), key=lambda row: -order.lengths[row])
 
 
 def _decoder_tokens(task: Task, encoded: Any) -> float:
@@ -147,6 +173,8 @@ def _decoder_tokens(task: Task, encoded: Any) -> float:
 def _assumed(cli: TrainerCLI, cause: str) -> Workload:
     """Return batches of full rows."""
     data, task = cli.datamodule, cli.task
+    if data.packing:
+        raise_problems(packing_problems(task, data.group_by_length, data.pad_to_multiple_of))
     length = data.max_length or getattr(task, "block_length", None) or cli.model.longest_input or UNKNOWN_LENGTH
     notes = [f"{cause}: every row is taken to have {length:,} tokens, all trained"]
     _bind(cli, length)
@@ -155,18 +183,23 @@ def _assumed(cli: TrainerCLI, cause: str) -> Workload:
     for note in notes:
         log.warning(note)
     sides = _texts_a_row(task)
-    pairs = attended_pairs([length] * sides * data.batch_size, is_causal(task))
+    budget = _batch_tokens(cli, sides * length)
+    size = data.batch_size if budget is None else max(1, budget // (sides * length))
+    pairs = attended_pairs([length] * sides * size, is_causal(task))
+    make = _synthetic_packed if data.packing else _synthetic
     return Workload(
-        batch=lambda rows: _with_reference(cli, _synthetic(task, rows, length), rows),
-        rows=data.batch_size,
-        length=length,
-        tokens=float(sides * data.batch_size * length),
+        batch=lambda rows: _with_reference(cli, make(task, rows, length), rows),
+        rows=size,
+        length=sides * size * length if data.packing else length,
+        tokens=float(sides * size * length),
         padding=0.0,
-        decoder_tokens=float(data.batch_size * length) if task.auto_class == "AutoModelForSeq2SeqLM" else 0.0,
+        decoder_tokens=float(size * length) if task.auto_class == "AutoModelForSeq2SeqLM" else 0.0,
         trained_tokens=None,
         attended=pairs,
         batches=None,
         rows_in_all=None,
+        batch_tokens=budget,
+        packed=data.packing,
         notes=tuple(notes),
     )
 
@@ -209,6 +242,21 @@ def _synthetic(task: Task, rows: int, length: int) -> Batch:
     if isinstance(task, Preference):
         return {**batch, "prompt_length": of_rows}
     return batch if task.auto_class == "AutoModel" else {**batch, "labels": ids.clone()}
+
+
+def _synthetic_packed(task: Task, rows: int, length: int) -> Batch:
+    """Return a batch of full rows that are packed into one."""
+    ids = [1] * length
+    row: dict[str, Any] = {"input_ids": ids, "labels": ids}
+    if isinstance(task, Preference):
+        row = {"input_ids": 2 * ids, "chosen_length": length, "prompt_length": 0}
+    return dict(_packing_collator(task)([row] * rows))
+
+
+def _packing_collator(task: Task) -> Collator:
+    collate = task.packing_collator()
+    assert collate is not None  # else packing is refused
+    return collate
 
 
 def _with_reference(cli: TrainerCLI, batch: Batch, rows: int) -> Batch:

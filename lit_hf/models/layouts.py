@@ -10,6 +10,8 @@ from torch import nn
 from lit_hf.models.layers import layer_stacks
 from lit_hf.models.rehearsal import Peaks
 
+ALONE, DDP, FSDP2, TENSOR_PARALLEL = "one device", "DDP", "FSDP2", "tensor parallel"
+
 SHARED_BY_TENSORS = 24 / 34
 """Part of a layer's activations that tensor parallelism divides, attention's own matrix left out: of 34 bytes a token
 and unit of width, 10 stay whole (Korthikanti et al., "Reducing Activation Recomputation", 2022, equations 1 and 2)."""
@@ -29,6 +31,7 @@ class Layout:
         sent_a_batch: Bytes that each device sends for a batch; of several batches a step, for each.
         sent_a_step: Bytes that each device sends once an optimizer step.
         overlaps: Whether computing goes on while they are sent.
+        within_machine: Whether they are sent to devices of the same machine only.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Layout:
     sent_a_batch: float = 0
     sent_a_step: float = 0
     overlaps: bool = True
+    within_machine: bool = False
 
     @property
     def total(self) -> float:
@@ -95,7 +99,7 @@ def _count(module: nn.Module) -> int:
 
 def alone(peaks: Peaks) -> Layout:
     """Return the layout of one device that has all."""
-    return Layout("one device", peaks.weights, peaks.gradients, peaks.optimizer, peaks.activations)
+    return Layout(ALONE, peaks.weights, peaks.gradients, peaks.optimizer, peaks.activations)
 
 
 def ddp(peaks: Peaks, devices: int) -> Layout:
@@ -106,7 +110,7 @@ def ddp(peaks: Peaks, devices: int) -> Layout:
     """
     ring = (devices - 1) / devices
     return Layout(
-        "DDP",
+        DDP,
         peaks.weights,
         peaks.gradients,
         peaks.optimizer,
@@ -133,7 +137,7 @@ def fsdp(peaks: Peaks, activations: float, size: Sizes, devices: int) -> Layout:
     ring = (devices - 1) / devices
     gathered = size.layer * size.layers + size.rest
     return Layout(
-        "FSDP2",
+        FSDP2,
         peaks.weights / devices,
         peaks.gradients / devices,
         peaks.optimizer / devices,
@@ -159,11 +163,12 @@ def tensor_parallel(peaks: Peaks, size: Sizes, devices: int, tokens: float) -> L
     kept = size.matrices / devices + 1 - size.matrices
     ring = 2 * (devices - 1) / devices
     return Layout(
-        "tensor parallel",
+        TENSOR_PARALLEL,
         peaks.weights * kept,
         peaks.gradients * kept,
         peaks.optimizer * kept,
         peaks.activations * (1 - SHARED_BY_TENSORS + SHARED_BY_TENSORS / devices),
         sent_a_batch=4 * size.layers * ring * tokens * size.width,
         overlaps=False,
+        within_machine=True,
     )

@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lit_hf import output_head
+
 aten = torch.ops.aten
 
 NUMBERS = 2**24
@@ -75,7 +77,7 @@ def rehearse(
         optimizer: Makes the optimizer of the model's parameters.
         autocast: Type that forward is cast to, None for none.
         on_gpu: Whether to take the ways of CUDA where these differ in memory: fused attention also with dropout, masks
-            of dropout in bytes, norms in float32.
+            of dropout in bytes, norms in float32, larger chunks of the output head.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     _materialise(skeleton, fake)
@@ -215,6 +217,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
+        if func is torch.ops.prim.device.default:  # asked for more often than anything is computed
+            return args[0].fake_device
         outputs = self._run(func, args, kwargs or {})
         self.add(outputs)
         return outputs
@@ -268,11 +272,14 @@ def _as_on_gpu() -> Iterator[None]:
 
     changed = {"dropout": _dropout, "layer_norm": norm, "scaled_dot_product_attention": _fused_attention}
     plain = {name: getattr(functional, name) for name in changed}
+    chunk = output_head.CHUNK
     try:
         for name, function in changed.items():
             setattr(functional, name, function)
+        output_head.CHUNK = output_head.CHUNK_ON_GPU
         yield
     finally:
+        output_head.CHUNK = chunk
         for name, function in plain.items():
             setattr(functional, name, function)
 

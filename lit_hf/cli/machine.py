@@ -1,0 +1,158 @@
+"""Where a run is planned for: its devices, what they can do, and the precision that they train in."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lit_hf.cli.trainer import TrainerCLI, device_type
+from lit_hf.errors import InputError, Problem
+from lit_hf.models.memory import PRECISIONS
+from lit_hf.models.rates import GB, GPUS, TERA, find_gpu, gpu_name, peak_flops
+from lit_hf.training.precision import default_precision
+
+USABLE = 0.9
+"""Share of a device's memory that a plan may fill: the rest is for what kernels and libraries take, and for fragments
+(transformers leaves as much, `Bnb4BitHfQuantizer.adjust_max_memory`)."""
+
+EFFICIENCY_OF_GPU = 0.4
+"""Share of the peak rate that is planned with. Llama 3 was trained at 0.38 to 0.43 (Grattafiori et al., "The Llama 3
+Herd of Models", 2024, table 4); small models and short rows reach less."""
+
+EFFICIENCY_OF_CPU = 0.5
+"""The same for a CPU, whose peak is measured by large products; a training step has smaller ones, and other work."""
+
+GIGABIT = 10**9 / 8
+
+UNKNOWN_LINK, UNKNOWN_NETWORK = 16.0 * GB, 1.25 * GB
+"""Bytes a second between devices that are not in the table: PCIe 3.0, and 10 Gbit/s."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is planned for.
+
+    Attributes:
+        name: What it is called.
+        is_gpu: Whether it is a GPU.
+        memory: Bytes of each device.
+        flops: Peak operations a second of each device in the precision of the run.
+        source: How that is known.
+        efficiency: Share of the peak that is reached.
+        link: Bytes a second between devices of one machine.
+        network: Bytes a second of a device to other machines.
+        devices: Devices of a machine.
+        nodes: Machines.
+        precision: Lightning's name of the precision of the run.
+    """
+
+    name: str
+    is_gpu: bool
+    memory: float
+    flops: float
+    source: str
+    efficiency: float
+    link: float
+    network: float
+    devices: int
+    nodes: int
+    precision: str
+
+    @property
+    def world(self) -> int:
+        """Devices in all."""
+        return self.devices * self.nodes
+
+    @property
+    def usable(self) -> float:
+        """Bytes of each device that may be filled."""
+        return USABLE * self.memory
+
+    def fits(self, total: float) -> bool:
+        """Say whether that many bytes fit on a device."""
+        return total <= self.usable
+
+    def bandwidth(self, within: bool) -> float:
+        """Return the bytes a second that each device sends, to devices of its machine or of all."""
+        return self.link if within or self.nodes == 1 else self.network
+
+
+def find_machine(cli: TrainerCLI, options: argparse.Namespace) -> Machine:
+    """Return where the run is planned for: the GPU that is named, else the one that is here, else the CPU.
+
+    Args:
+        cli: The parsed config.
+        options: `gpu`, `devices`, `nodes`, `efficiency` and `network` (Gbit/s), each of which may be None.
+
+    Raises:
+        InputError: If the GPU is not known, or has not the precision of the run.
+    """
+    trainer = cli.config.trainer
+    devices = options.devices or (trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1)
+    named = find_gpu(options.gpu)[0] if options.gpu else None
+    on_cuda = named is None and torch.cuda.is_available() and device_type(trainer.accelerator) == "cuda"
+    here = torch.cuda.get_device_name() if on_cuda else None
+    name = named or (gpu_name(here) if here else None)
+    precision = _precision(trainer, named)
+    dtype = compute_dtype(precision)
+    is_gpu = bool(name or here)
+    if name is not None:
+        gpu = GPUS[name]
+        rate, source = _peak(name, dtype), gpu.source
+        memory, link, network = gpu.memory, gpu.link, gpu.network
+    else:
+        rate, source = peak_flops("cuda" if here else "cpu", dtype)
+        memory = torch.cuda.mem_get_info()[1] if here else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        link, network = UNKNOWN_LINK, UNKNOWN_NETWORK
+    # the processes of one machine share its CPU and its memory
+    shared = 1 if is_gpu else devices
+    return Machine(
+        name=name or here or "this machine's CPU",
+        is_gpu=is_gpu,
+        memory=memory / shared,
+        flops=rate / shared,
+        source=source,
+        efficiency=options.efficiency or (EFFICIENCY_OF_GPU if is_gpu else EFFICIENCY_OF_CPU),
+        link=link,
+        network=options.network * GIGABIT if options.network else network,
+        devices=devices,
+        nodes=options.nodes or trainer.num_nodes,
+        precision=precision,
+    )
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the type in which matrices are multiplied in one of Lightning's precisions; float32 if it is unknown."""
+    autocast, dtype = PRECISIONS.get(precision, (None, None))
+    return autocast or dtype or torch.float32
+
+
+def _precision(trainer: Any, gpu: str | None) -> str:
+    """Return the precision that the run would have: the config's, or the one that fit takes on that machine.
+
+    Args:
+        trainer: The trainer's settings.
+        gpu: Name in the table of the GPU that is planned for; None for the device that is here.
+    """
+    if trainer.precision is not None:
+        given = str(trainer.precision)
+        return {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(given, given)
+    if gpu is None:
+        return default_precision(trainer.accelerator)
+    return "bf16-mixed" if GPUS[gpu].flops["bfloat16"] else "32-true"
+
+
+def _peak(name: str, dtype: torch.dtype) -> float:
+    """Return the operations a second of a GPU of the table.
+
+    Raises:
+        InputError: If it has no such type.
+    """
+    of_dtype = str(dtype).removeprefix("torch.")
+    if not GPUS[name].flops[of_dtype]:
+        raise InputError(Problem("trainer.precision", f"{name} has no {of_dtype}.", "Take 16-mixed."))
+    return GPUS[name].flops[of_dtype] * TERA

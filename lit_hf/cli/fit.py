@@ -21,6 +21,7 @@ from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
 from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
+from lit_hf.models.quantization import name_of
 from lit_hf.run import RunFolder
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def run(arguments: Sequence[str]) -> None:
         log.info("resuming %s from step %s", cli.run.path, reached)
         if warning := resumption.warning():
             log.warning(warning)
+    if cli.config.merge and (quantization := cli.model.base.quantized) is not None:
+        log.info("merge: the export has the base dequantized (%s): larger, and a little off", name_of(quantization))
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded
     _train(cli, trainer, checkpoint)

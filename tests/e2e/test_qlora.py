@@ -152,6 +152,28 @@ def quantization_of(values):
     return (TorchAoConfig if values["quant_method"] == "torchao" else BitsAndBytesConfig).from_dict(values)
 
 
+def test_loftq_starts_once_and_what_is_exported_is_plain_lora(folder, capsys):
+    adapter = {**LORA, "init_args": {**LORA["init_args"], "init_lora_weights": "loftq"}}
+    fit = ["fit", "-c", "tiny.yaml", *overlay(folder, METHODS["nf4"], adapter=adapter)]
+    assert main([*fit, "--trainer.max_epochs", "1"]) == 0
+    assert "LoftQ gives back" in capsys.readouterr().err
+    assert main([*fit, "--merge", "true"]) == 0
+    told = capsys.readouterr().err
+    assert "resuming runs/tiny from step 3" in told and "LoftQ" not in told
+    assert "merge: the export has the base dequantized (bitsandbytes 4-bit nf4)" in told
+    assert main(["export", "runs/tiny"]) == 0
+    run = RunFolder("runs/tiny")
+    assert not any("base_layer" in name for name in torch.load(run.checkpoint("last"), weights_only=True)["state_dict"])
+    assert main(["validate", "runs/tiny"]) == 0
+    capsys.readouterr()
+    assert main(["export", "runs/tiny", "--output", "alone"]) == 0
+
+
+def test_adapters_are_not_merged_into_quantized_weights(folder, capsys):
+    assert main(["fit", "-c", "tiny.yaml", *overlay(folder, METHODS["nf4"], merge_adapters=["runs/first/export"])]) == 2
+    assert "model.merge_adapters: an adapter that is merged into quantized weights is" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_lora_holds_the_adapter_alone_and_goes_on(folder, capsys):
     fit = ["fit", "-c", "tiny.yaml", *overlay(folder, None)]
     assert main(fit) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,6 +31,9 @@ def explained(error: Exception, at: BatchInHand, config: Mapping[str, Any]) -> P
         what = f"a process that prepares batches {how}, in {at.now}."
         cure = "Most often the machine is short of memory: give fewer, or 0 (then there are no such processes)."
         return Problem("data.num_workers", what, cure)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = str(error.filename or config["output_dir"])
+        return Problem(where, f"the disk is full, in {at.now}.", "Make room.")
     return None
 
 

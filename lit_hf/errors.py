@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import re
 from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple
+
+_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"\bhf_\w{16,}|(?<=://)[^/\s@]+@")
 
 
 class Problem(NamedTuple):
@@ -124,3 +129,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS)
+
+
+def environment_secrets() -> list[str]:
+    """Return the values of environment variables whose name says that they are secret."""
+    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET_NAME.search(name)]
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with what looks like a secret starred out.
+
+    Secrets are the values of environment variables whose name says so, tokens of the Hub, and logins in URLs.
+    """
+    for value in environment_secrets():
+        text = text.replace(value, "***")
+    return _SECRET_TEXT.sub("***", text)

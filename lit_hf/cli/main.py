@@ -17,7 +17,7 @@ from pathlib import Path
 from lit_hf import __version__
 from lit_hf.cli import messages
 from lit_hf.cli.verbs import VERBS
-from lit_hf.errors import InputError, LitHFError, Problem, is_out_of_memory
+from lit_hf.errors import InputError, LitHFError, Problem, is_out_of_memory, without_secrets
 
 MODULES = {"validate": "evaluate", "test": "evaluate"}
 """Where a verb is, if not in the module of its name."""
@@ -114,6 +114,7 @@ def _unknown_verb(word: str) -> Problem:
 
 
 def _tell(text: str, code: int, error: BaseException, debug: bool) -> int:
+    text = without_secrets(text)
     if debug:
         traceback.print_exception(error)
     messages.print_error(text)

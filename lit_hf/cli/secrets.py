@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 
 from lit_hf.cli.reading import Value, walk_scalars
-from lit_hf.errors import Problem
+from lit_hf.errors import Problem, environment_secrets
 
 CURE = "Remove it. Log in with `hf auth login` or `wandb login`, or set HF_TOKEN or WANDB_API_KEY."
 
 _KEY = re.compile(r"(^|_)(token|api_?key|password|passwd|secret|access_?key|credentials?)$", re.IGNORECASE)
 _VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|gh[pous]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
+_LOGIN = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 _WANDB_KEY = re.compile(r"^[0-9a-f]{40}$")
 _GIT_HASH_KEY = re.compile(r"revision|commit|sha|hash|version", re.IGNORECASE)
 
@@ -38,5 +39,7 @@ def _is_secret_value(name: str, scalar: Value) -> bool:
     text = scalar.text if scalar.text is not None else scalar.content
     if not isinstance(text, str):
         return False
+    if _LOGIN.search(text) or any(secret in text for secret in environment_secrets() if secret[0] != "/"):
+        return True
     # A W&B key looks like a git revision.
     return bool(_VALUE.search(text) or (_WANDB_KEY.match(text) and not _GIT_HASH_KEY.search(name)))

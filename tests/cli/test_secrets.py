@@ -19,12 +19,17 @@ HASH = "0123456789abcdef0123456789abcdef01234567"
         ("a.note", HASH),
         ("a.note", "ghp_abcdefghijklmnopqrstuvwxyz"),
         ("a", "{b: {token: x}}"),
+        ("data.source.train", "https://someone:planted@example.org/train.jsonl"),
+        ("data.source.train", "https://:planted@example.org/train.jsonl"),
+        ("data.source.train", "data/planted-password/train.jsonl"),
+        ("trainer.logger.init_args.note", "it is planted-password"),
     ],
 )
-def test_secrets_are_found_by_key_or_value_and_not_shown(key, text):
+def test_secrets_are_found_by_key_or_value_and_not_shown(key, text, monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_PASSWORD", "planted-password")
     ((_, problem),) = find_secrets(key, read_option(text))
     assert problem.where.startswith(key)
-    assert text not in str(problem)
+    assert text not in str(problem) and "planted" not in str(problem)
     assert "hf auth login" in problem.cure
 
 
@@ -38,7 +43,11 @@ def test_secrets_are_found_by_key_or_value_and_not_shown(key, text):
         ("data.max_tokens", "3"),
         ("model.revision", HASH),
         ("model.checkpoint", "hf_internal/tiny-bert"),
+        ("model.checkpoint", "/home/someone/keys/model"),
+        ("data.source.train", "https://example.org/a:b@c.jsonl"),
+        ("task.prompt", "mail me: someone@example.org"),
     ],
 )
-def test_what_only_looks_like_one_is_let_pass(key, text):
+def test_what_only_looks_like_one_is_let_pass(key, text, monkeypatch):
+    monkeypatch.setenv("PATH_OF_KEYS", "/home/someone/keys")
     assert list(find_secrets(key, read_option(text))) == []

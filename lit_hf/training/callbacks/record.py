@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import re
 import subprocess
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lit_hf
+from lit_hf.errors import without_secrets
 from lit_hf.models.accounting import count_parameters
 from lit_hf.run import RunFolder
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
@@ -27,9 +27,6 @@ from lit_hf.training.callbacks.throughput import Throughput, peak_memory
 from lit_hf.training.tracking import MetricsFile
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft")
-
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"\bhf_\w{16,}|(?<=://)[^/\s@]+@")
 
 
 class RunRecorder(Callback):
@@ -139,17 +136,6 @@ class RunRecorder(Callback):
             "value": None if score is None else _json(score),
             "checkpoint": os.path.relpath(folder, self.run.path),
         }
-
-
-def without_secrets(text: str) -> str:
-    """Return a text with what looks like a secret starred out.
-
-    Secrets are the values of environment variables whose name says so, tokens of the Hub, and logins in URLs.
-    """
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    return _SECRET_TEXT.sub("***", text)
 
 
 def _now() -> str:

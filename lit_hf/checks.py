@@ -90,7 +90,7 @@ def streaming_problems(trainer: Mapping[str, Any], has_reference: bool) -> Itera
     if trainer["max_steps"] == -1:
         what = "nobody knows how long a stream is, so the number of steps must be given."
         yield Problem("trainer.max_steps", what, "Set it, also for several passes through the stream.")
-    for key in ("val_check_interval", "limit_train_batches", "overfit_batches"):
+    for key in ("val_check_interval", "limit_train_batches"):
         value = trainer[key]
         if isinstance(value, float) and value not in (0.0, 1.0):
             what = f"{value} is a share of an epoch, and nobody knows how long a stream is."

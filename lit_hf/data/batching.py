@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -164,6 +165,12 @@ class _Batches(torch.utils.data.Dataset[Batch]):
             batch = dict(self._collator(rows))
         batch["sizes"] = count_sizes(batch, rows)
         return batch
+
+
+def default_workers() -> int:
+    """Return as many workers as keep up with a GPU, and no more than this process's share of the cores."""
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(4, (os.cpu_count() or 1) // (2 * local_processes))
 
 
 def count_sizes(batch: Batch, rows: Sequence[Mapping[str, Any]]) -> Sizes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -12,14 +11,14 @@ from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from lit_hf.data.bars import bars_only_at_a_terminal
-from lit_hf.data.batching import BatchLoader, padded_lengths, row_lengths
+from lit_hf.data.batching import BatchLoader, default_workers, padded_lengths, row_lengths
 from lit_hf.data.columns import check_columns, check_rows, with_inner_columns
 from lit_hf.data.encoding import Lengths, count_cut, describe, encode, encode_in_memory
 from lit_hf.data.mixing import Mixing, Stopping, load_mixed
 from lit_hf.data.order import Arrangement, BatchOrder
 from lit_hf.data.packing import packing_problems
 from lit_hf.data.precomputed import Columns, with_columns
+from lit_hf.data.silence import bars_only_at_a_terminal
 from lit_hf.data.sources import Source, Split, load_splits
 from lit_hf.data.stream_sources import FeaturesAlone, load_streamed, streaming_problems
 from lit_hf.data.streaming import Stream, StreamLoader, Window
@@ -32,11 +31,7 @@ logger = logging.getLogger("lit_hf")
 
 Stage = Literal["fit", "validate", "test"]
 
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "fit": ("train", "validation"),
-    "validate": ("validation",),
-    "test": ("test",),
-}
+_NEEDED = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
 
 
 class LitDataModule(LightningDataModule):
@@ -289,8 +284,8 @@ class LitDataModule(LightningDataModule):
         size = f"up to {tokens:,} tokens" if tokens else f"{self.batch_size} rows"
         logger.info("train: %s batches of %s, padding %.1f%%", f"{len(order):,}", size, 100 * order.padding_share)
         accumulate, limit = self._steps
-        workers = self._workers
-        return self._loader(encoded, order, training=True, num_workers=workers, accumulate=accumulate, limit=limit)
+        settings = {"num_workers": self._workers, "accumulate": accumulate, "limit": limit}
+        return self._loader(encoded, order, training=True, **settings)
 
     def _stream_loader(self, stream: Stream) -> StreamLoader:
         if self.num_workers:
@@ -389,18 +384,12 @@ class LitDataModule(LightningDataModule):
 
     @property
     def _workers(self) -> int:
-        return (_default_workers() if self._is_on_gpu else 0) if self.num_workers is None else self.num_workers
+        return (default_workers() if self._is_on_gpu else 0) if self.num_workers is None else self.num_workers
 
     def _shard(self) -> tuple[int, int]:
         """Return the rank and the number of ranks among those that read different rows."""
         shard = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (shard["rank"], shard["num_replicas"]) if shard else (0, 1)
-
-
-def _default_workers() -> int:
-    """Return as many workers as keep up with a GPU, and no more than this process's share of the cores."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(4, (os.cpu_count() or 1) // (2 * local_processes))
 
 
 def _stage(name: str) -> Stage:

@@ -21,9 +21,9 @@ from datasets.fingerprint import Hasher
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from lit_hf.data.bars import no_bars
 from lit_hf.data.batching import row_lengths
 from lit_hf.data.cache import cache_folder
+from lit_hf.data.silence import no_bars
 from lit_hf.run import write_atomically
 from lit_hf.task import Examples, Task
 

@@ -6,7 +6,6 @@ import difflib
 import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from lit_hf.data.compression import extension, is_compressed
 from lit_hf.data.reading import find_faults, find_ragged_rows, line_of
+from lit_hf.data.silence import no_log
 from lit_hf.errors import InputError, Problem, raise_problems
 
 # `NA` and `null` in a CSV file are text like any other.
@@ -62,7 +62,7 @@ class Files:
         if arguments["path"] == "csv":
             raise_problems(find_ragged_rows(self.paths, self.key))
         try:
-            with _quiet():
+            with no_log():
                 rows = datasets.load_dataset(**arguments)
             if arguments["path"] == "json":
                 rows.data.table.validate(full=True)  # the reader lets through what is not UTF-8
@@ -79,7 +79,7 @@ class Files:
             InputError: If the first file cannot be read; names the line where it can be told.
         """
         try:
-            with _quiet():
+            with no_log():
                 return datasets.load_dataset(**self._arguments, streaming=True)
         except Exception as error:
             raise InputError(*self.faults(error)) from error
@@ -223,14 +223,3 @@ def read_saved(folder: str, key: str = "data.source") -> Mapping[str, Dataset]:
             Problem(f"{key}.path", f"{folder} cannot be loaded: {error}.", "Save it again with save_to_disk.")
         ) from error
     return saved if isinstance(saved, DatasetDict) else {"train": saved}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep `datasets` from logging what we report ourselves."""
-    level = datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.utils.logging.set_verbosity(level)

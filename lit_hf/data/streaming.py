@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, IterableDataset
 
 from lit_hf.data.batching import BatchLoader, with_step_targets
+from lit_hf.data.silence import no_log
 from lit_hf.data.sources import Split
 from lit_hf.errors import InputError, Problem, TrainingError
 from lit_hf.hub import message
@@ -104,7 +105,8 @@ class Stream:
 
     def _next(self, chunks: Iterator[Any], row: int) -> dict[str, list[Any]] | None:
         try:
-            return next(chunks, None)
+            with no_log():
+                return next(chunks, None)
         except Exception as error:
             what = f"the rows from number {row:,} on cannot be read: {message(error)}"
             unknown = [Problem(self.key, what, "Mend them, or bring the source back.")]

@@ -26,8 +26,10 @@ def explained(error: Exception, at: BatchInHand, config: Mapping[str, Any]) -> P
         said = f" ({type(error).__name__}: {_shortened(lines[0])})" if lines else ""
         cure = "To need less: " + "; ".join(_smaller(at.evaluates, config)) + "."
         return Problem("", f"out of memory in {at.now}.{said}", cure)
-    if lost := _LOST_WORKER.search(str(error)):
-        how = f"was killed (signal {lost[1]})" if lost[1] else "ended"
+    lost = _LOST_WORKER.search(str(error))
+    # the first that is seen of it may be that it does not answer any more
+    if lost or (isinstance(error, ConnectionError | EOFError) and at.now.doing.startswith("making")):
+        how = f"was killed (signal {lost[1]})" if lost and lost[1] else "ended"
         what = f"a process that prepares batches {how}, in {at.now}."
         cure = "Most often the machine is short of memory: give fewer, or 0 (then there are no such processes)."
         return Problem("data.num_workers", what, cure)

@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
     cli.prepare("fit")
     if checkpoint:
         resumption.compare_origins(record.get("fingerprints", {}), cli.fingerprints)
-    trainer = cli.make_trainer("fit")
+    trainer = cli.make_trainer("fit", reached)
     if checkpoint:
         precision = (record.get("hardware") or {}).get("precision")
         resumption.compare_machines(read_manifest(checkpoint.parent).world_size, precision, trainer)
@@ -106,6 +106,8 @@ def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
     except Exception as error:
         if (problem := explained(error, cli.in_hand, cli.resolved)) is None:
             raise
+        if trainer.is_global_zero and cli.run.read_record().get("state") == "running":
+            cli.run.update_record(state="failed")  # torch tells of a lost worker once more while this is recorded
         raise TrainingError(problem._replace(cure=f"{problem.cure} {_kept(cli.run)}")) from error
 
 

@@ -90,3 +90,9 @@ def test_a_lost_worker_is_told():
 def test_other_failures_are_not_explained(error):
     assert explained(error, at(), config()) is None
     assert not is_out_of_memory(error)
+
+
+def test_a_worker_that_does_not_answer_is_lost():
+    making = at(InHand("making the batch after training batch 1 of epoch 1", {}))
+    assert explained(ConnectionResetError(104, "reset"), making, config()).where == "data.num_workers"
+    assert explained(ConnectionResetError(104, "reset"), at(), config()) is None

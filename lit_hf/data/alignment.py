@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Features
 
+from lit_hf.data.cells import Cells
 from lit_hf.data.columns import kind
 from lit_hf.data.sources import Split
 from lit_hf.errors import Problem
@@ -67,8 +68,8 @@ def _conflict(part: Split, expected: Split, column: str) -> Problem | None:
 
 def _no_ids(part: Split, column: str, names: Sequence[str], key: str) -> Problem | None:
     """Find the first number that is no id of the named labels."""
-    values = part.rows[column]
-    items = ((row, item) for row, cell in enumerate(values) for item in (cell if isinstance(cell, list) else [cell]))
+    cells = enumerate(Cells(part.rows, column))
+    items = ((row, item) for row, cell in cells for item in (cell if isinstance(cell, list) else [cell]))
     for row, item in items:
         if item is not None and item not in range(-1, len(names)):
             what = f"column {column!r}: {item!r} is no id of the {len(names)} labels of {key}: {_shown(names)}."
@@ -107,7 +108,8 @@ def _is_label(part: Split, column: str) -> bool:
 
 def _first(part: Split, column: str) -> str:
     """Return the first value of a column that is there, and its place."""
-    row, value = next(((row, value) for row, value in enumerate(part.rows[column]) if value is not None), (0, None))
+    cells = enumerate(Cells(part.rows, column))
+    row, value = next(((row, value) for row, value in cells if value is not None), (0, None))
     return f"{part.place(row)}: {value!r:.60}"
 
 

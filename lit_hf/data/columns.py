@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value, concatenate_datasets
 
+from lit_hf.data.cells import Cells
 from lit_hf.data.reading import mixed_kinds, mixed_problem
 from lit_hf.data.sources import Split
 from lit_hf.errors import Problem, nearest
@@ -124,7 +125,7 @@ def _mixed(split: Split, column: str) -> Iterator[Problem]:
     """Find a column that `datasets` could only keep as JSON, because its values are numbers here and text there."""
     if type(split.rows.features[column]).__name__ != "Json":
         return
-    values = split.rows[column][:]
+    values = Cells(split.rows, column)
     found = mixed_kinds(values)
     if found is not None:
         index, kind, others = found
@@ -152,7 +153,7 @@ def _differences(splits: Mapping[str, Split], needed: Sequence[str]) -> Iterator
 
 def _no_numbers(split: Split, column: str) -> Iterator[int]:
     """Yield the rows whose text is no number: one empty field of a CSV file makes text of a column of numbers."""
-    for row, text in enumerate(split.rows[column]):
+    for row, text in enumerate(Cells(split.rows, column)):
         try:
             float(text)
         except ValueError:

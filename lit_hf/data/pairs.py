@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
+from lit_hf.data.cells import Cells
 from lit_hf.data.chat_templates import TemplateError, render
 from lit_hf.data.conversations import Columns, ConversationError, Message, conversation
 from lit_hf.task import Batch, Examples, RowProblem
@@ -89,19 +90,20 @@ class PairColumns:
         """
         found: dict[tuple[str, str, str], dict[int, None]] = defaultdict(dict)
         columns = [name for name in (self.chosen, self.rejected) if name in rows.column_names]
-        prompts = rows[self.prompt][:] if self.prompt else [None] * len(rows)
+        prompts: Sequence[Any] = Cells(rows, self.prompt) if self.prompt else [None] * len(rows)
         if self.prompt and not columns:
             for index, value in enumerate(prompts):
                 if fault := _value_fault(value):
                     found[self.prompt, *fault][index] = None
         for column in columns:
-            for index, (prompt, value) in enumerate(zip(prompts, rows[column], strict=True)):
+            for index, (prompt, value) in enumerate(zip(prompts, Cells(rows, column), strict=True)):
                 name, fault = self._fault(column, prompt, value, tokenizer, len(columns) > 1)
                 if fault:
                     found[name, *fault][index] = None
         if len(columns) > 1:
-            _warn_of_equals(rows[self.chosen], rows[self.rejected])
-            for index in _other_prompts(rows[self.chosen], rows[self.rejected]):
+            sides = Cells(rows, self.chosen), Cells(rows, self.rejected)
+            _warn_of_equals(*sides)
+            for index in _other_prompts(*sides):
                 what = "the conversations differ before their last turn, and only the last one can be compared."
                 found[self.rejected, what, "Give both the same turns before it."][index] = None
         for (column, what, cure), indices in found.items():

@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import DataCollatorForTokenClassification
 
 from lit_hf.data.blocks import byte_sizes, cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.data.cells import Cells
 from lit_hf.data.packing import PackingCollator
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.evaluation.decoding import (
@@ -100,11 +101,11 @@ class CausalLM(Task):
 
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing, and whether all of it is blank."""
-        return document_problems(rows[self.text][:], self.text)
+        return document_problems(Cells(rows, self.text), self.text)
 
     def check_inputs(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing or blank."""
-        return text_problems(rows[self.text][:], self.text)
+        return text_problems(Cells(rows, self.text), self.text)
 
     def encode(self, examples: Examples) -> Examples:
         """Join the documents, unless they are kept apart, and cut them to blocks.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from transformers import DataCollatorForSeq2Seq
 
+from lit_hf.data.cells import Cells
 from lit_hf.data.chat_templates import (
     IGNORED,
     Rendered,
@@ -191,7 +192,7 @@ class Chat(Task):
         """Run a check of single rows over all, and gather the rows that fail alike."""
         columns = [name for name in (*self.text_columns, *self.optional_columns) if name in rows.column_names]
         faults: dict[tuple[str, str, str], list[int]] = {}
-        for index, row in enumerate(_rows({column: rows[column][:] for column in columns})):
+        for index, row in enumerate(_rows({column: Cells(rows, column) for column in columns})):
             try:
                 check(row)
             except ConversationError as error:
@@ -314,7 +315,7 @@ class Chat(Task):
 _TEMPLATE_CURE = "Mend the row, or give another template: data.tokenizer.chat_template."
 
 
-def _rows(examples: Examples) -> Iterator[dict[str, Any]]:
+def _rows(examples: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(examples, values, strict=True)) for values in zip(*examples.values(), strict=True))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lit_hf.data.blocks import text_problems
+from lit_hf.data.cells import Cells
 from lit_hf.errors import Problem, raise_problems
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
@@ -85,7 +86,7 @@ class Embedding(Task):
         """Find text that is missing or blank."""
         for column in self.text_columns:
             if column in rows.column_names:
-                yield from text_problems(rows[column][:], column)
+                yield from text_problems(Cells(rows, column), column)
 
     def encode(self, examples: Examples) -> Examples:
         """Tokenize the texts: the anchor as `input_ids`, the others as `positive_input_ids`, `negative_input_ids`."""

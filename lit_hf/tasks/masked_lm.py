@@ -11,6 +11,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenClassification
 
 from lit_hf.data.blocks import cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.data.cells import Cells
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 from lit_hf.token_loss import TokenOutput, token_loss
@@ -94,11 +95,11 @@ class MaskedLM(Task):
 
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing, and whether all of it is blank."""
-        return document_problems(rows[self.text][:], self.text)
+        return document_problems(Cells(rows, self.text), self.text)
 
     def check_inputs(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing or blank."""
-        return text_problems(rows[self.text][:], self.text)
+        return text_problems(Cells(rows, self.text), self.text)
 
     # rows
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
+from lit_hf.data.cells import Cells
 from lit_hf.data.chat_templates import render, turn_end
 from lit_hf.data.packing import BOUNDS, PACKED_INPUTS, PairPackingCollator, document_sums
 from lit_hf.data.pairs import PairCollator, PairColumns, PairOutput, Text, join, messages, split
@@ -187,7 +188,7 @@ class Preference(Task):
         """Find what is wrong with the texts; warn of pairs whose two sides are the same."""
         yield from self._columns.check(rows, getattr(self, "tokenizer", None))
         if self.prompt is None and self.rejected in rows.column_names:
-            texts = [index for index, value in enumerate(rows[self.chosen]) if isinstance(value, str)]
+            texts = [index for index, value in enumerate(Cells(rows, self.chosen)) if isinstance(value, str)]
             if texts:
                 what = "this is a text, and no column holds its prompt."
                 yield RowProblem(texts, self.chosen, what, "Name one as task.prompt, or give lists of messages.")

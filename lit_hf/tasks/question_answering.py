@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lit_hf.data.cells import Cells
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.evaluation.spans import Reading, Window, read_windows
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
@@ -114,7 +115,7 @@ class QuestionAnswering(Task):
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find questions and contexts without text, and answers that are missing or not in their context."""
         for column in self.input_columns:
-            values = rows[column]
+            values = Cells(rows, column)
             if wrong := [i for i, value in enumerate(values) if value is not None and not isinstance(value, str)]:
                 yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")
             if empty := [i for i, value in enumerate(values) if value is None or _is_blank(value)]:
@@ -124,7 +125,9 @@ class QuestionAnswering(Task):
 
     def _answer_problems(self, rows: Dataset) -> Iterator[RowProblem]:
         misshapen, absent, misplaced = [], [], {}
-        for index, (context, value) in enumerate(zip(rows[self.context], rows[self.answers], strict=True)):
+        for index, (context, value) in enumerate(
+            zip(Cells(rows, self.context), Cells(rows, self.answers), strict=True)
+        ):
             if not _is_answers(value):
                 misshapen.append(index)
             elif not value["text"]:

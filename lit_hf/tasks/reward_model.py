@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.nn import functional
 
+from lit_hf.data.cells import Cells
 from lit_hf.data.chat_templates import render
 from lit_hf.data.pairs import PairCollator, PairColumns, PairOutput, join, messages
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
@@ -82,7 +83,7 @@ class RewardModel(Task):
         if self.is_bound and not faults and self.rejected in rows.column_names:
             self._warn_of_equals_once_cut(rows)
         if self.margin is not None and self.margin in rows.column_names:
-            values = rows[self.margin]
+            values = Cells(rows, self.margin)
             if wrong := [index for index, value in enumerate(values) if not isinstance(value, int | float)]:
                 yield RowProblem(wrong, self.margin, f"{values[wrong[0]]!r:.60} is no number.")
 
@@ -90,7 +91,7 @@ class RewardModel(Task):
         limit = self.tokenizer.model_max_length
         # Equal tokens are equal text: at least a byte each, of the up to four of a character. The rest is a template's.
         common = max(limit // 8, 1)
-        pairs = enumerate(zip(rows[self.chosen], rows[self.rejected], strict=True))
+        pairs = enumerate(zip(Cells(rows, self.chosen), Cells(rows, self.rejected), strict=True))
         alike = [
             index
             for index, (one, other) in pairs

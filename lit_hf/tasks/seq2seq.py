@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import DataCollatorForSeq2Seq
 
+from lit_hf.data.cells import Cells
 from lit_hf.errors import Problem, nearest, raise_problems
 from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
@@ -160,11 +161,11 @@ class Seq2Seq(Task):
         """Find sources and targets that are missing, empty or no text, and rows without references."""
         for column in (self.source, self.target):
             if column in rows.column_names:
-                yield from _text_problems(column, rows[column])
+                yield from _text_problems(column, Cells(rows, column))
         if self.references is None or self.target not in rows.column_names:
             return
         if self.references in rows.column_names:
-            yield from _reference_problems(self.references, rows[self.references])
+            yield from _reference_problems(self.references, Cells(rows, self.references))
         elif close := difflib.get_close_matches(self.references, rows.column_names, n=1, cutoff=0.8):
             what = f"there is no such column, but {close[0]!r}: is it misspelled in task.references?"
             yield RowProblem(range(len(rows)), self.references, what)
@@ -259,7 +260,7 @@ def _as_list(references: list[str] | str | None, target: str) -> list[str]:
     return [references] if isinstance(references, str) else list(references or [target])
 
 
-def _text_problems(column: str, values: list[Any]) -> Iterator[RowProblem]:
+def _text_problems(column: str, values: Sequence[Any]) -> Iterator[RowProblem]:
     if wrong := [i for i, value in enumerate(values) if value is not None and not isinstance(value, str)]:
         yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")
     if empty := [
@@ -268,9 +269,8 @@ def _text_problems(column: str, values: list[Any]) -> Iterator[RowProblem]:
         yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
 
 
-def _reference_problems(column: str, values: list[Any]) -> Iterator[RowProblem]:
-    lists = [[value] if isinstance(value, str) else value for value in values]
-    if wrong := [i for i, row in enumerate(lists) if not _are_texts(row)]:
+def _reference_problems(column: str, values: Sequence[Any]) -> Iterator[RowProblem]:
+    if wrong := [i for i, value in enumerate(values) if not _are_texts([value] if isinstance(value, str) else value)]:
         what = f"these are no references: {values[wrong[0]]!r:.60}."
         yield RowProblem(wrong, column, what, "Give one or more texts, none of them empty.")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import DataCollatorForTokenClassification
 
+from lit_hf.data.cells import Cells
 from lit_hf.data.labels import check_order, class_names
 from lit_hf.errors import InputError, Problem
 from lit_hf.evaluation.entities import OUTSIDE, entity_table, entity_types, find_entities
@@ -91,7 +92,7 @@ class TokenClassification(Task):
             return self.labels
         if names:
             return names
-        values = {tag for tags in rows[self.tags] for tag in _items(tags) if tag is not None and tag != ""}
+        values = {tag for tags in Cells(rows, self.tags) for tag in _items(tags) if tag is not None and tag != ""}
         if any(not isinstance(tag, str) for tag in values):
             what = "the tags are numbers, and nothing says what they mean."
             cure = "Name them in the order of their ids, as in task.labels: [O, B-PER, I-PER]."
@@ -102,7 +103,7 @@ class TokenClassification(Task):
 
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find rows without words, words that are no text, tags that are missing or unknown, and unequal numbers."""
-        words = [_items(cell) for cell in rows[self.tokens]]
+        words = [_items(cell) for cell in Cells(rows, self.tokens)]
         empty = [row for row, items in enumerate(words) if not any(str(item).strip() for item in items)]
         if empty:
             yield RowProblem(empty, self.tokens, "the row has no words.", "Fill them in or remove the row.")
@@ -111,7 +112,7 @@ class TokenClassification(Task):
             first = next(iter(odd.values()))
             yield RowProblem(list(odd), self.tokens, f"this is no word: {first!r:.60}.", "Every word is a text.")
         if self.tags in rows.column_names:
-            yield from self._tag_problems(words, [_items(cell) for cell in rows[self.tags]])
+            yield from self._tag_problems(words, [_items(cell) for cell in Cells(rows, self.tags)])
 
     def _tag_problems(self, words: list[list[Any]], tags: list[list[Any]]) -> Iterator[RowProblem]:
         uneven = [row for row, (left, right) in enumerate(zip(words, tags, strict=True)) if len(left) != len(right)]

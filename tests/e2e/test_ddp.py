@@ -254,3 +254,28 @@ def test_embeddings_are_looked_for_among_those_of_all_ranks(folder, tiny_text_mo
     assert_same(one, two, steps=2, without=["val/loss"])
     assert 0 < one.read_record()["metrics"]["val/recall@1"] < 1
     assert_told_once(told)
+
+
+def test_packed_documents_of_three_bins_on_two_ranks(folder, capsys):
+    """Three bins are two steps of two: in the second one, rank 1 has a filler."""
+    rows = [{"text": f"the {thing} was {word} " * 3} for thing in THINGS for words in WORDS.values() for word in words]
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    write(
+        folder,
+        {"class_path": "CausalLM"},
+        {"config": {"model_type": "llama", **shape}},
+        rows,
+        rows[:5],
+        SGD,
+        tokenizer={"train": {"vocab_size": 300}},
+        packing=True,
+        batch_tokens=160,
+    )
+    accumulated = ("--trainer.accumulate_grad_batches", "2")
+    one = fit_alone(folder, "one", 1, *accumulated)
+    assert "train: 3 batches" in capsys.readouterr().err
+    two, told = fit_together(folder, "two", 1)
+    assert "train: 2 batches" in told
+    assert_same(one, two, steps=4)
+    assert_same_weights(one, two)
+    assert_told_once(told)

@@ -126,6 +126,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise Damaged(f"its {MANIFEST} cannot be read ({error})") from error
     if not any(name == STATE or name.startswith(f"{STATE}/") for name in manifest.files):
         raise Damaged(f"its {MANIFEST} names no {STATE}")
+    if outside := [name for name in manifest.files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise Damaged(f"its {MANIFEST} names a file that leads out of it: {outside[0]}")
+    if not _NAME.fullmatch(manifest.best.name):
+        raise Damaged(f"its {MANIFEST} names no checkpoint as the best: {manifest.best.name}")
     return manifest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,12 +39,12 @@ from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
 from lit_hf.data.encoding import tokenizer_fingerprint
-from lit_hf.errors import InputError, Problem, collect, raise_problems
+from lit_hf.errors import Problem, collect, raise_problems
 from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapters import export_problems as lone_adapter_problems
 from lit_hf.models.quantization import environment_problems
-from lit_hf.run import RunFolder, run_name
+from lit_hf.run import RunFolder, check_name, run_name
 from lit_hf.task import Task
 from lit_hf.training.callbacks.budget import moves_ranks
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
@@ -162,11 +161,9 @@ class TrainerCLI(LightningCLI):
         args = [argument for argument in args if argument != safety.FLAG]
         self.config = parse(parser, args, safe)
         configs = [argument.text for argument in read_arguments(args)[0] if argument.key == "config"]
-        self.config.name = self.config.name or run_name(configs)
-        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.config.name):
-            raise InputError(
-                Problem("name", f"{self.config.name!r} is no name.", "Use letters, digits, '.', '_' and '-' only.")
-            )
+        self.config.name = check_name(self.config.name or run_name(configs))
+        if self.config.model.trust_remote_code:
+            log.warning("model.trust_remote_code is on: code that comes with %s is run.", self.config.model.checkpoint)
         self.run = RunFolder(Path(self.config.output_dir) / self.config.name)
         self.resolved: dict[str, Any] = yaml.safe_load(parser.dump(self.config, skip_unset=False))
 
@@ -251,8 +248,13 @@ class TrainerCLI(LightningCLI):
         yield from export_problems(skeleton, self.config.merge)
         yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)
 
-    def make_trainer(self, stage: str) -> Trainer:
-        """Return the trainer of a stage, with the callbacks and trackers that the run needs."""
+    def make_trainer(self, stage: str, steps_done: int = 0) -> Trainer:
+        """Return the trainer of a stage, with the callbacks and trackers that the run needs.
+
+        Args:
+            stage: `fit`, `validate` or `test`.
+            steps_done: Optimizer steps of the checkpoint that the run resumes from.
+        """
         settings = dict(self.config_init.trainer)
         given = _listed(settings["plugins"])
         if settings["precision"] is None and not any(isinstance(one, Precision) for one in given):
@@ -270,7 +272,7 @@ class TrainerCLI(LightningCLI):
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
-            settings["logger"] = [*trackers(self.config.tracker, self.run, self.resolved), *loggers]
+            settings["logger"] = [*trackers(self.config.tracker, self.run, self.resolved, steps_done), *loggers]
             if settings["max_epochs"] is None and settings["max_steps"] == -1:
                 settings["max_epochs"] = DEFAULT_EPOCHS
         else:

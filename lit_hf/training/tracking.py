@@ -86,6 +86,12 @@ class MetricsFile(Logger):
         else:
             self._write_last()
 
+    @property
+    def last_step(self) -> int | None:
+        """The last step that has a row; None where there is none."""
+        rows = self._read()
+        return int(rows[-1]["step"]) if rows else None
+
     @rank_zero_only
     def truncate(self, steps: int) -> None:
         """Keep the rows of the first `steps` optimizer steps, and drop those that were logged later."""
@@ -125,28 +131,31 @@ def _exact(value: float) -> str:
     return repr(int(value)) if isinstance(value, int) else repr(float(value))
 
 
-def trackers(name: str, run: RunFolder, config: Mapping[str, Any]) -> list[Logger]:
+def trackers(name: str, run: RunFolder, config: Mapping[str, Any], steps_done: int = 0) -> list[Logger]:
     """Return the loggers of a run; the run's folder must be there.
 
     Args:
         name: `csv`, `tensorboard` or `wandb`; the CSV file is written beside each of them.
         run: Where everything is kept that a tracker writes.
         config: The resolved config, logged as hyper-parameters; there must be no secret in it.
+        steps_done: Optimizer steps of the checkpoint that the run resumes from: what was logged after it is done again.
 
     Raises:
         InputError: If a package is missing.
     """
-    loggers: list[Logger] = [MetricsFile(run)]
+    metrics = MetricsFile(run)
+    loggers: list[Logger] = [metrics]
     if name == "tensorboard":
-        loggers.append(_tensorboard(run, config))
+        loggers.append(_tensorboard(run, config, steps_done))
     elif name == "wandb":
-        loggers.append(_wandb(run, config))
+        loggers.append(_wandb(run, config, metrics.last_step))
     return loggers
 
 
-def _tensorboard(run: RunFolder, config: Mapping[str, Any]) -> TensorBoardLogger:
+def _tensorboard(run: RunFolder, config: Mapping[str, Any], steps_done: int) -> TensorBoardLogger:
+    purged = steps_done or None  # TensorBoard drops what an earlier start logged from that step on
     try:
-        logger = TensorBoardLogger(save_dir=run.path, name="", version="tensorboard")
+        logger = TensorBoardLogger(save_dir=run.path, name="", version="tensorboard", purge_step=purged)
     except ModuleNotFoundError as error:
         raise InputError(
             Problem("tracker", "the package tensorboard is not installed.", "Install it: pip install tensorboard.")
@@ -155,11 +164,27 @@ def _tensorboard(run: RunFolder, config: Mapping[str, Any]) -> TensorBoardLogger
     return logger
 
 
-def _wandb(run: RunFolder, config: Mapping[str, Any]) -> WandbLogger:
+class _OnceWandb(WandbLogger):
+    """Logs to W&B, where nothing can be taken back, no step twice: done again, it has the same values.
+
+    The last step that was logged may have been cut short, so it is logged again.
+    """
+
+    logged_to: int | None = None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step is None or self.logged_to is None or step >= self.logged_to:
+            super().log_metrics(metrics, step)
+
+
+def _wandb(run: RunFolder, config: Mapping[str, Any], logged_to: int | None) -> WandbLogger:
     # read when wandb is imported: nothing about a crash goes to its makers
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     project = os.environ.get("WANDB_PROJECT", "lit-hf")
-    return WandbLogger(project=project, save_dir=run.path, experiment=_start_wandb(run, config, project))
+    logger = _OnceWandb(project=project, save_dir=run.path, experiment=_start_wandb(run, config, project))
+    logger.logged_to = logged_to
+    return logger
 
 
 @rank_zero_only

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from lit_hf.errors import InputError
 from lit_hf.run import RunFolder
-from lit_hf.training.tracking import MetricsFile, trackers
+from lit_hf.training.tracking import MetricsFile, _OnceWandb, trackers
 from tests.training.callbacks.tiny import Batches, TinyModule, tiny_trainer
 
 CONFIG = {"seed_everything": 7, "data": {"batch_size": 4, "columns": ["a", "b"]}, "model": {"adapter": None}}
@@ -133,6 +133,20 @@ def test_only_rank_zero_writes(run: RunFolder, tmp_path: Path) -> None:
 
 
 # TensorBoard
+
+
+def test_tensorboard_shows_steps_that_are_done_again_once(run: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps_done, steps in ((0, range(6)), (4, range(4, 8))):
+        (_, logger) = trackers("tensorboard", run, CONFIG, steps_done)
+        for step in steps:
+            logger.log_metrics({"loss": 1.0 - step / 10}, step)
+        logger.finalize("success")
+        logger.experiment.close()
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(8))
 
 
 def test_tensorboard_gets_the_values_and_the_config(run: RunFolder, tmp_path: Path) -> None:
@@ -308,3 +322,15 @@ def test_csv_asks_nothing_of_the_network(run: RunFolder, caplog: pytest.LogCaptu
 
     assert [type(logger) for logger in loggers] == [MetricsFile]
     assert run.read_record() == {} and caplog.records == []
+
+
+def test_wandb_is_told_no_step_twice_but_the_one_that_may_be_cut_short(run: RunFolder, monkeypatch: Any) -> None:
+    told: list[int | None] = []
+    monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics, step=None: told.append(step))
+    MetricsFile(run).log_metrics({"loss": 0.5}, step=4)
+    logger = _OnceWandb(save_dir=run.path, offline=True)
+    assert MetricsFile(run).last_step == 4
+    logger.logged_to = MetricsFile(run).last_step
+    for step in range(2, 7):
+        logger.log_metrics({"loss": 1.0}, step)
+    assert told == [4, 5, 6]

@@ -312,13 +312,15 @@ def on_hub(hub: Hub, tmp_path: Path) -> Hub:
 
 
 def test_a_repository_of_the_hub_is_streamed(make: Callable[..., LitDataModule], on_hub: Hub) -> None:
-    data = make(source={"path": "someone/reviews", "train": None, "validation": "test", "limit": {"validation": 5}})
+    source = {"path": "someone/reviews", "train": None, "validation": "test", "limit": {"validation": 7}}
+    data = make(source=source, window_rows=5)
 
     assert sorted(seen(epoch(data), data)) == expected(data)
-    assert len(data.splits["validation"].rows) == 5
-    assert data.splits["validation"].place(3) == "someone/reviews test row 3"
+    assert len(data.splits["validation"].rows) == 7
+    assert data.splits["validation"].place(6) == "someone/reviews test row 6"
+    assert make(source=source, window_rows=5).fingerprints == data.fingerprints
     state = data.stream.state_dict(9)
-    resumed = make(source={"path": "someone/reviews", "train": None, "validation_share": 0})
+    resumed = make(source=source, window_rows=5)
     resumed.load_state_dict({"stream": state})
     assert equal(epoch(resumed, start=9), epoch(data)[9:])
 

@@ -54,13 +54,19 @@ def validation_problems(interval: Any, accumulate: int) -> Iterator[Problem]:
 
 
 def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
-    """Find callbacks that would work against how a step's loss is weighed."""
+    """Find callbacks that would work against how a step's loss is weighed, or write where they have no business."""
+    callbacks = list(callbacks)
     if any(type(callback).__name__ == "GradientAccumulationScheduler" for callback in callbacks):
         yield Problem(
             "trainer.callbacks",
             "GradientAccumulationScheduler changes how many batches make a step, which the data must know beforehand.",
             "Set trainer.accumulate_grad_batches instead.",
         )
+    for callback in callbacks:
+        name = getattr(callback, "filename", None)
+        if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+            what = f"the filename {name} of {type(callback).__name__} leads out of its folder."
+            yield Problem("trainer.callbacks", what, "Give a name; where to is said by dirpath.")
 
 
 def guard_problems(skip: int, spike: float | None, has_moving_ranks: bool) -> Iterator[Problem]:

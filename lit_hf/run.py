@@ -113,6 +113,17 @@ def run_name(configs: Sequence[str | Path]) -> str:
     return "-".join(stems) or "run"
 
 
+def check_name(name: str) -> str:
+    """Return a run's name, if it is one: a folder of its own in the folder of all runs.
+
+    Raises:
+        InputError: If it is not, such as one that leads elsewhere.
+    """
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", str(name)):
+        raise InputError(Problem("name", f"{name!r} is no name.", "Use letters, digits, '.', '_' and '-' only."))
+    return str(name)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
     with replacing(path) as file:

@@ -10,7 +10,7 @@ from typing import NoReturn
 import yaml
 
 from lit_hf.errors import InputError, Problem
-from lit_hf.run import RunFolder, run_name
+from lit_hf.run import RunFolder, check_name, run_name
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +60,7 @@ def run_folder(configs: Sequence[str | Path], name: str | None = None, output_di
         output_dir: Folder of all runs, over that of the files.
 
     Raises:
-        InputError: If a file cannot be read.
+        InputError: If a file cannot be read, or the name is none.
     """
     keys: dict[str, str | None] = {}
     for config in map(Path, configs):
@@ -69,5 +69,5 @@ def run_folder(configs: Sequence[str | Path], name: str | None = None, output_di
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
             what = "the config cannot be read: " + " ".join(str(error).split())
             raise InputError(Problem(str(config), what)) from error
-    name = name or keys.get("name") or run_name(configs)
+    name = check_name(name or keys.get("name") or run_name(configs))
     return RunFolder(Path(output_dir or keys.get("output_dir") or "runs") / name)

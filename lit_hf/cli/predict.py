@@ -47,6 +47,8 @@ def run(argv: Sequence[str]) -> None:
         parser.error("give --safe-config or --trust_remote_code, not both.")
     _check_output(options.input, options.output)
     folder = _exported(parser.folder(options), options.safe_config)
+    if options.trust_remote_code:
+        logger.warning("--trust_remote_code is on: code that %s names is run.", folder)
     with _terminable():
         if options.input:
             _predict_file(folder, options)

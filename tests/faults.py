@@ -27,8 +27,15 @@ TALKS = [{"prompt": "What is red?", "completion": "A colour."}] * 8
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 2}}
 NF4 = {"class_path": "transformers.BitsAndBytesConfig", "init_args": {"load_in_4bit": True}}
-STATUSES = (401, 403, 404, 429, 500, 503)
-"""What the Hub answers."""
+STATUSES = {
+    401: "there is no such model on the Hub, or it needs a login",
+    403: "the Hub refuses access; it may be gated",
+    404: "there is no such model or revision on the Hub",
+    429: "the Hub refuses so many requests",
+    500: "the Hub fails",
+    503: "the Hub fails",
+}
+"""What the Hub answers, and what is said of it."""
 
 
 def lines(rows: list[Any]) -> str:
@@ -221,7 +228,7 @@ SILENT = [
     Fault(
         5,
         "one of two LoRA targets matches nothing",
-        ("model.adapter", "'valeu'", "value"),
+        ("model.adapter.init_args.target_modules: 'valeu' matches no module of the model.", "self.value"),
         config={"model.adapter": {**LORA, "init_args": {"target_modules": ["query", "valeu"]}}},
     ),
     Fault(
@@ -235,7 +242,7 @@ SILENT = [
     Fault(
         7,
         "4-bit weights that should all train",
-        ("model.quantization", "model.adapter"),
+        ("model.adapter: quantized weights do not train themselves, and there is no adapter.",),
         config={"model.quantization": NF4},
     ),
     Fault(
@@ -251,7 +258,7 @@ SILENT = [
     Fault(
         9,
         "a new head, in predict",
-        ("base", "task"),
+        ("base: there is no lit_hf.json that names its task, and BertModel is not a text classifier.",),
         verb=["predict", "base", "--text", "good"],
     ),
     Fault(
@@ -264,7 +271,7 @@ SILENT = [
     Fault(
         11,
         "no token that is trained",
-        ("train.jsonl",),
+        ("train.jsonl:1: column 'completion': what is trained lies beyond the first 4 tokens", "and 5 more rows"),
         files=TALK_FILES,
         config={**CHAT, "data.max_length": 4},
     ),
@@ -289,7 +296,7 @@ SILENT = [
     Fault(
         14,
         "a missing label among whole numbers",
-        ("train.jsonl:2", "label"),
+        ("train.jsonl:2: column 'label': the value is missing (null).",),
         files={
             "train.jsonl": [{"text": "good", "label": 1}, {"text": "bad", "label": None}, {"text": "poor", "label": 0}]
         },
@@ -297,7 +304,7 @@ SILENT = [
     Fault(
         15,
         "labels 0 and 'pos' mixed",
-        ("train.jsonl:2: column 'label' is text here (\"pos\"), but a number in the rows above.",),
+        ("error: train.jsonl:2: column 'label' is text here (\"pos\"), but a number in the rows above.",),
         files={"train.jsonl": [{"text": "bad", "label": 0}, {"text": "good", "label": "pos"}]},
     ),
     Fault(
@@ -315,7 +322,12 @@ SILENT = [
         config=CSV,
         check=labels_are_in_the_order_of_numbers,
     ),
-    Fault(18, "BERT as a causal language model", ("model.checkpoint", "bert"), config=CAUSAL),
+    Fault(
+        18,
+        "BERT as a causal language model",
+        ("model.checkpoint: a 'bert' model reads in both directions", "Take a decoder"),
+        config=CAUSAL,
+    ),
     Fault(
         19,
         "num_labels: 5 beside two names",
@@ -336,7 +348,7 @@ SILENT = [
     Fault(
         21,
         "a YAML key given twice",
-        ("twice.yaml", "name"),
+        ("twice.yaml:2: `name` is given twice in the same block, first at twice.yaml:1.",),
         files={"twice.yaml": "name: a\nname: b\n"},
         options=["-c", "twice.yaml"],
     ),
@@ -346,14 +358,20 @@ SILENT = [
         ("trainer.max_epoch: there is no such key.", "Did you mean 'max_epochs'?"),
         options=["--trainer.max_epoch", "1"],
     ),
-    Fault(22, "truncation", ("100.0%",), 0, config={"data.max_length": 4}),
+    Fault(
+        22,
+        "truncation",
+        ("train: median 4, 95% up to 4, longest 4 tokens; 8 rows (100.0%) are cut by truncation",),
+        0,
+        config={"data.max_length": 4},
+    ),
 ]
 
 CRYPTIC = [
     Fault(
         23,
         "a missing column",
-        ("column 'text'", "Did you mean 'txet'? There is: label, txet."),
+        ("(train.jsonl:1) has no column 'text'", "Did you mean 'txet'? There is: label, txet."),
         files={"train.jsonl": [{"txet": "good", "label": "a"}, {"txet": "bad", "label": "b"}]},
     ),
     Fault(24, "labels as text train by their names", ("classifier",), 0),
@@ -433,7 +451,7 @@ CRYPTIC = [
     Fault(
         35,
         "train and validation with other columns",
-        ("validation.jsonl", "'label'"),
+        ("(validation.jsonl:1) has no column 'label'", "Did you mean 'lable'?"),
         files={"validation.jsonl": [{"text": "a", "lable": "good"}]},
     ),
     Fault(
@@ -474,7 +492,7 @@ CRYPTIC = [
     Fault(
         40,
         "a misspelled model id",
-        ("model.checkpoint", "nobody/bert-bsae"),
+        ("model.checkpoint: nobody/bert-bsae: there is no such model", "Check the spelling of the id"),
         config={"model.checkpoint": "nobody/bert-bsae"},
     ),
     Fault(
@@ -504,8 +522,8 @@ CRYPTIC += [
     Fault(
         39,
         f"the Hub answers {status}",
-        ("model.checkpoint", f"org/status-{status}", str(status)),
+        (f"model.checkpoint: org/status-{status}: {said}", f"(status {status})"),
         config={"model.checkpoint": f"org/status-{status}"},
     )
-    for status in STATUSES
+    for status, said in STATUSES.items()
 ]

@@ -1,0 +1,27 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lit_hf.models.damage import damage_problems
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("one", "two"):
+        save_file({"weight": torch.ones(100)}, tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def test_whole_weights_and_ids_have_no_damage(folder):
+    assert list(damage_problems(str(folder))) == []
+    assert list(damage_problems("google-bert/bert-base-uncased")) == []
+    assert list(damage_problems(None)) == []
+
+
+@pytest.mark.parametrize("size", [0, 5, 60, 400])
+def test_each_file_that_was_cut_off_is_told(folder, size):
+    path = folder / "two.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    (problem,) = damage_problems(str(folder))
+    assert problem.what.startswith(f"the weights in {path} are damaged: ")
+    assert problem.where == "model.checkpoint"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -135,8 +136,9 @@ class Adaptation:
 
     def weight_problems(self, adapted: PreTrainedModel | PeftModel) -> Iterator[Problem]:
         """Find weights of the adapter to start from that the adapted model has not, or has in another shape."""
-        if self.checkpoint is not None and self.is_new:
-            yield from _weight_problems(fetch(self.checkpoint), adapted)
+        config = self.config
+        if self.checkpoint is not None and self.is_new and config is not None and not config.is_prompt_learning:
+            yield from _weight_problems(fetch(self.checkpoint), adapted, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
 
     def skeleton(self, task: Task, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
         """Return a base model on the meta device with the adapter on it: modules and shapes without weights.
@@ -259,8 +261,14 @@ def _read_config(where: str, name: str) -> PeftConfig:
         raise InputError(Problem(where, f"the adapter's config in {name} cannot be read: {error}.")) from error
 
 
-def _weight_problems(folder: Path, adapted: Any) -> Iterator[Problem]:
-    """Find weights of an adapter that the adapted model has not, or has in another shape; reads the header only."""
+def _weight_problems(folder: Path, adapted: Any, prefix: str) -> Iterator[Problem]:
+    """Find weights of an adapter that the adapted model has not, or has in another shape; reads the header only.
+
+    Args:
+        folder: The adapter's.
+        adapted: The model, on the meta device.
+        prefix: Of the names of the adapter's own weights, which those of heads beside it do not have.
+    """
     there = {name: tuple(value.shape) for name, value in adapted.state_dict().items()}
     there |= {name.replace(".default", "").replace(".modules_to_save", ""): shape for name, shape in there.items()}
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as weights:
@@ -270,8 +278,9 @@ def _weight_problems(folder: Path, adapted: Any) -> Iterator[Problem]:
     for name, shape in list(wrong.items())[:1]:
         more = f" ({len(wrong)} of its weights do not fit)" if len(wrong) > 1 else ""
         yield Problem(where, f"{name} has the shape {shape}, the model wants {there[name]}{more}.", cure)
-    if shapes and not shapes.keys() & there.keys():
-        yield Problem(where, "none of its weights belongs to a module of the model.", cure)
+    if lost := [name for name in shapes if prefix in name and name not in there]:
+        what = f"{len(lost)} of its weights belong to no module of the model ({lost[0]}, ...)."
+        yield Problem(where, what, cure)
 
 
 def _merge(model: PreTrainedModel, name: str) -> PreTrainedModel:

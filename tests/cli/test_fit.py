@@ -162,6 +162,44 @@ def test_nan_ends_the_run_with_the_last_good_checkpoint(folder, capsys):
     assert RunFolder("runs/tiny").read_record()["state"] == "failed"
 
 
+class SpoilGradients(Callback):
+    """Spoils the gradients of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step + 1 == self.step:
+            pl_module.model.classifier.weight.grad.fill_(float("inf"))
+
+
+def test_a_step_is_skipped_where_that_is_asked_for_and_it_is_recorded(folder, capsys):
+    spoil = "--trainer.callbacks+=" + json.dumps(
+        [{"class_path": f"{__name__}.SpoilGradients", "init_args": {"step": 3}}]
+    )
+    assert fit("--skip_nonfinite", "2", "--loss_spike", "50", "--trainer.max_epochs", "1", spoil) == 0
+    told = capsys.readouterr().err
+    assert "warning: step 3, epoch 1: the gradient is not finite. The step is skipped: 1 of 2 that may be" in told
+    record = RunFolder("runs/tiny").read_record()
+    assert (record["skipped_steps"], record["loss_spikes"], record["steps"]) == (1, 0, 12)
+
+
+def test_guards_that_make_no_sense_are_refused(folder, capsys):
+    assert fit("--skip_nonfinite", "-1", "--loss_spike", "0.5") == 2
+    told = capsys.readouterr().err
+    assert "skip_nonfinite: -1 is no number of steps." in told
+    assert "loss_spike: 0.5 times the usual loss is no spike." in told
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_starts_anew_with_other_settings(folder, capsys):
+    poison = "--trainer.callbacks+=" + json.dumps([{"class_path": f"{__name__}.Poison", "init_args": {"step": 3}}])
+    assert fit(poison) == 3
+    assert "No checkpoint had been saved yet." in capsys.readouterr().err
+    assert fit("--data.batch_size", "16", "--trainer.max_epochs", "1") == 0
+    assert RunFolder("runs/tiny").read_record()["steps"] == 6
+    assert [int(row["step"]) for row in metrics()] == sorted({int(row["step"]) for row in metrics()})
+
+
 def test_early_stopping_stops(folder):
     assert fit("--patience", "1", "--trainer.max_epochs", "30", "--model.optimizer.lr", "0") == 0
     assert RunFolder("runs/tiny").read_record()["epochs"] < 5

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import jsonargparse._common as settings
@@ -8,6 +9,8 @@ import yaml
 from lit_hf.cli.config import check, parse
 from lit_hf.cli.main import main
 from lit_hf.errors import InputError
+from lit_hf.run import RunFolder
+from tests import tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +222,29 @@ def test_a_config_from_another_machine_is_never_read(folder, messages_restored, 
 def test_there_is_no_key_for_a_checkpoint_from_elsewhere(folder, messages_restored, capsys, where):
     assert main(["fit", f"--{where}", "http://evil.example/x.ckpt"]) == 2
     assert f"{where}: there is no such key." in capsys.readouterr().err
+
+
+def test_a_run_that_is_data_goes_through_every_verb(folder, tiny_text_model, messages_restored, capsys):
+    adapter = {"class_path": "peft.LoraConfig", "init_args": {"r": 2}}
+    tiny_run.write(folder, tiny_text_model, model__adapter=adapter, trainer__max_epochs=1)
+    assert main(["inspect", "-c", "tiny.yaml", "--safe-config"]) == 0
+    assert main(["fit", "-c", "tiny.yaml", "--safe-config"]) == 0
+    assert main(["validate", "runs/tiny", "--safe-config"]) == 0
+    assert main(["export", "runs/tiny", "--safe-config", "--output", "exported"]) == 0
+    assert main(["predict", "runs/tiny", "--safe-config", "--text", "good"]) == 0
+
+
+@pytest.mark.parametrize("command", [["export"], ["predict", "--text", "good", "--run"]])
+def test_verbs_that_rebuild_a_run_take_its_config_as_data_too(
+    hostile, tiny_text_model, messages_restored, capsys, command
+):
+    tiny_run.write(hostile, tiny_text_model, trainer__max_epochs=1)
+    assert main(["fit", "-c", "tiny.yaml"]) == 0
+    run = RunFolder("runs/tiny")
+    shutil.rmtree(run.export)
+    config = run.read_config()
+    config["model"]["optimizer"] = {"class_path": "evil.Evil"}
+    run.write_config(config)
+    assert main([*command, "runs/tiny", "--safe-config"]) == 2
+    assert "evil.Evil is not imported" in capsys.readouterr().err
+    assert not (hostile / "imported").exists()

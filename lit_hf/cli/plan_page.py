@@ -47,10 +47,11 @@ def as_json(planner: Planner, plan: Plan) -> str:
 
 def advice(planner: Planner, plan: Plan) -> str:
     """Return in a few words whether the run fits, and which change makes it fit."""
-    needed, usable = _size(plan.layouts[0].total), _size(planner.machine.usable)
+    who = "each device needs" if planner.machine.world > 1 else "the run needs"
+    needed = f"{who} {_size(plan.layouts[0].total)}, {_size(planner.machine.usable)} may be filled."
     if planner.machine.fits(plan.layouts[0].total):
-        return f"It fits: each device needs {needed}, {usable} may be filled."
-    short = f"It does not fit: each device needs {needed}, {usable} may be filled."
+        return f"It fits: {needed}"
+    short = f"It does not fit: {needed}"
     if not plan.changes:
         return short
     fitting = next((change for change in plan.changes if change.fits), None)
@@ -93,7 +94,8 @@ def _head(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
     machine, setting = planner.machine, planner.case.setting
     count = f"{machine.world} x " if machine.world > 1 else ""
     where = f" ({machine.nodes} nodes of {machine.devices})" if machine.nodes > 1 else ""
-    yield "machine", f"{count}{machine.name}{where}, {_size(machine.memory)} each, {USABLE:.0%} of it may be filled"
+    memory = f"{_size(machine.memory)}{' each' if machine.world > 1 else ''}"
+    yield "machine", f"{count}{machine.name}{where}, {memory}, {USABLE:.0%} of it may be filled"
     kinds = ", ".join(f"{_count(number)} {dtype}" for dtype, number in plan.dtypes.items())
     kinds = next(iter(plan.dtypes)) if len(plan.dtypes) == 1 else kinds
     trainable, total = plan.parameters.trainable, plan.parameters.total
@@ -113,7 +115,7 @@ def _data(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
     work, time = planner.work, plan.time
     count = f"{work.rows:,} row{'s' * (work.rows > 1)}"
     batch = f"{count} packed into one of {work.length:,}" if work.packed else f"{count} of up to {work.length:,}"
-    yield "batch", f"{batch} tokens a device"
+    yield "batch", f"{batch} tokens{' a device' if planner.machine.world > 1 else ''}"
     if work.batches is None or work.rows_in_all is None:
         yield "epoch", "its rows are not counted"
         return
@@ -159,9 +161,11 @@ def _time(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _changes(changes: list[Change]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="what changes would need", title_justify="left", title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD, title="memory with changes, each by itself", title_justify="left", title_style="bold"
+    )
     table.add_column("", no_wrap=True)
-    table.add_column("each device", justify="right", no_wrap=True)
+    table.add_column("total", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("how", overflow="fold")
     for change in changes:

@@ -91,7 +91,12 @@ class Planner:
             groups = parameter_groups(model, case.module.rates)
             return build_optimizer(case.module.optimizer, groups, is_scaled)
 
-        return step_memory(self._skeleton(case.module), forward, optimizer, case.setting)
+        def adapt(base: nn.Module) -> nn.Module:
+            return case.module.adaptation.skeleton(task, base)  # type: ignore[arg-type]
+
+        is_new = case.module.adaptation is not self.case.module.adaptation  # it is put on the model that is planned
+        skeleton = self._skeleton(self.case.module if is_new else case.module)
+        return step_memory(skeleton, forward, optimizer, case.setting, adapt if is_new else None)
 
     def _setting(self, module: LitModule) -> Setting:
         quantization, precision = module.base.quantized, self.machine.precision

@@ -47,7 +47,13 @@ class Setting:
     on_gpu: bool = False
 
 
-def step_memory(skeleton: nn.Module, forward: Forward, optimizer: MakeOptimizer, setting: Setting) -> Peaks:
+def step_memory(
+    skeleton: nn.Module,
+    forward: Forward,
+    optimizer: MakeOptimizer,
+    setting: Setting,
+    adapt: Callable[[nn.Module], nn.Module] | None = None,
+) -> Peaks:
     """Return the bytes of a training step on one device that has the whole model.
 
     Of deep models two shallow ones are rehearsed, and the rest follows from their difference: layers that are alike
@@ -58,10 +64,12 @@ def step_memory(skeleton: nn.Module, forward: Forward, optimizer: MakeOptimizer,
         forward: Computes the loss.
         optimizer: Makes the optimizer of a model's parameters.
         setting: How it trains.
+        adapt: Puts an adapter on the model, the same on all layers: on shallow ones that is quickly done.
     """
 
     def run(layers: int | None) -> Peaks:
-        model = shortened(skeleton, layers).train()
+        model = shortened(skeleton, layers)
+        model = (adapt(model) if adapt is not None else model).train()
         autocast, dtype = PRECISIONS[setting.precision]
         if setting.quantization is not None:
             quantize_shapes(model, setting.quantization, setting.in_full)

@@ -90,7 +90,9 @@ def find_gpu(name: str) -> tuple[str, Gpu]:
         InputError: If there is none, or more than one.
     """
     wanted = name.lower().replace("_", "-").replace(" ", "-")
-    found = [key for key in GPUS if key == wanted] or [key for key in GPUS if wanted and key.startswith(wanted)]
+    # an a10 is no a100
+    found = [key for key in GPUS if key == wanted] or [key for key in GPUS if key.startswith(f"{wanted}-")]
+    found = found or [key for key in GPUS if wanted and key.startswith(wanted)]
     if len(found) == 1:
         return found[0], GPUS[found[0]]
     if found:

@@ -304,11 +304,29 @@ def _fused_attention(
 ) -> Tensor:
     """Attend as FlashAttention and memory-efficient attention do: kept are q, k, v, the output and a number a query.
 
-    Dao et al., "FlashAttention", 2022, section 3.1; a mask stays as large as it is given.
+    Dao et al., "FlashAttention", 2022, section 3.1; a mask stays as large as it is given. One that is learnt, as T5's
+    distances are, has a gradient for each pair of tokens, head and row.
     """
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     mask = attn_mask.to(query.dtype) if attn_mask is not None else None
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return attend(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]
+    fixed = mask.detach() if mask is not None else None
+    output = attend(query, key, value, 0.0, is_causal, attn_mask=fixed, scale=scale)[0]
+    if mask is None or not mask.requires_grad:
+        return output
+    return _LearntMask.apply(output, mask.expand(*query.shape[:-1], key.shape[-2]))
+
+
+class _LearntMask(torch.autograd.Function):
+    """Lets a mask that attention has added have a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, mask: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype = mask.shape, mask.dtype
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, torch.empty(ctx.shape, dtype=ctx.dtype)

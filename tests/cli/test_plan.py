@@ -188,11 +188,11 @@ def test_packed_batches_are_planned_by_their_tokens(in_folder, capsys):
     config = write(in_folder, TINY, rows=60)
     data = plan(capsys, config, "--no-changes", "--data.packing", "true", "--data.batch_tokens", "200")["data"]
     assert data["packed"] and data["batch_tokens"] == 200
-    assert data["rows"] == 10  # documents of 19 tokens, a few of 18
+    assert data["rows"] == 10  # documents of 17 to 19 tokens
     assert 180 < data["length"] <= 200
     assert data["batches"] == 6
     assert data["padding"] == 0
-    assert 18 * 60 < data["tokens"] * data["batches"] <= 19 * 60
+    assert 17 * 60 < data["tokens"] * data["batches"] <= 19 * 60
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
@@ -250,7 +250,7 @@ def test_every_task_is_planned_without_its_data(task, in_folder, capsys):
         "data": {"source": {"train": "none.jsonl"}, "batch_size": 2, "max_length": 16},
     }
     (in_folder / "task.yaml").write_text(yaml.safe_dump(config))
-    values = plan(capsys, "task.yaml", "--no-data", "--no-changes")
+    values = plan(capsys, "task.yaml", "--no-data", "--no-changes", "--gpu", "a10")
     memory = values["memory"]["one_device"]
     assert memory["activations"] > 0
     assert memory["gradients"] > 0

@@ -9,6 +9,7 @@ from lit_hf.models.rates import GPUS, TERA, find_gpu, gpu_name, peak_flops
 def test_a_gpu_is_found_by_name_or_by_the_part_that_only_one_has():
     assert find_gpu("h100-80gb")[1] is GPUS["h100-80gb"]
     assert find_gpu("RTX4090")[0] == "rtx4090-24gb"
+    assert find_gpu("a10")[0] == "a10-24gb"
 
 
 @pytest.mark.parametrize(

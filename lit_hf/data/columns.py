@@ -93,6 +93,8 @@ def _key(task: Task, column: str) -> str:
 
 def _holes(split: Split, column: str, needed: Sequence[str]) -> Iterator[Problem]:
     """Find rows without a value, or with one missing inside a list; a misspelled key may stand there instead."""
+    if not _may_have_nulls(split.rows.data.column(column)):
+        return
     holes = np.flatnonzero(_nulls(_arrow(split, column)))
     if not len(holes):
         return
@@ -110,6 +112,12 @@ def _holes(split: Split, column: str, needed: Sequence[str]) -> Iterator[Problem
 
 def _arrow(split: Split, column: str) -> pa.ChunkedArray:
     return split.rows.select_columns(column).with_format("arrow")[:][column]
+
+
+def _may_have_nulls(column: pa.ChunkedArray) -> bool:
+    """Say whether any row of a file, chosen for a split or not, is null or a list with a null in it; copies nothing."""
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return bool(column.null_count) or (is_list and any(chunk.values.null_count for chunk in column.chunks))
 
 
 def _nulls(column: pa.ChunkedArray) -> np.ndarray:

@@ -193,7 +193,8 @@ class _Encoder:
 
 
 def _default_processes(rows: int) -> int:
-    return max(1, min(rows // ROWS_PER_PROCESS, os.cpu_count() or 1, 8))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(rows // ROWS_PER_PROCESS, cores))
 
 
 def count_cut(rows: Dataset, encoded: Dataset, task: Task) -> int:

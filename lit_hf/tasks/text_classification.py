@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -183,10 +184,11 @@ class TextClassification(Task):
 
     def _label_problems(self, column: str, values: Iterable[Any]) -> Iterator[RowProblem]:
         absent, unknown = [], {}
+        is_known = lru_cache(maxsize=1024, typed=True)(self._is_known)  # values are few, and rows many
         for index, value in enumerate(values):
             if value is None or value == "" or (self.kind == "regression" and value != value):
                 absent.append(index)
-            elif not self._is_known(value):
+            elif not (is_known if isinstance(value, str | int | float) else self._is_known)(value):
                 unknown[index] = value
         if absent:
             yield RowProblem(absent, column, "the label is missing.", "Fill it in or remove the row.")

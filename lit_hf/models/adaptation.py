@@ -136,7 +136,7 @@ class Adaptation:
 
     def weight_problems(self, adapted: PreTrainedModel | PeftModel) -> Iterator[Problem]:
         """Find weights of the adapter to start from that the adapted model has not, or has in another shape."""
-        config = self.config
+        config: Any = self.config
         if self.checkpoint is not None and self.is_new and config is not None and not config.is_prompt_learning:
             yield from _weight_problems(fetch(self.checkpoint), adapted, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -51,15 +51,15 @@ def start_from_loss(adapted: PeftModel, original: nn.Module) -> None:
         adapted: The quantized model with plain LoRA on it, which adds nothing yet.
         original: The same model before it was quantized, on any device.
     """
-    lost, left = 0.0, 0.0
-    for name, layer in adapted.get_base_model().named_modules():
+    lost = left = 0.0
+    for name, layer in cast(nn.Module, adapted.get_base_model()).named_modules():
         if isinstance(layer, LoraLayer) and is_quantized(layer.get_base_layer()):
             error = _error(layer, original.get_submodule(name))
             u, values, v = torch.linalg.svd(error / layer.scaling["default"], full_matrices=False)
             rank = layer.r["default"]
             root = values[:rank].sqrt()
             for part, value in ((layer.lora_A, root[:, None] * v[:rank]), (layer.lora_B, u[:, :rank] * root)):
-                weight = part["default"].weight
+                weight = cast(Tensor, part["default"].weight)
                 weight.copy_(value.to(weight.dtype))
             lost += error.square().sum().item()
             left += (values[rank:] * layer.scaling["default"]).square().sum().item()
@@ -67,8 +67,8 @@ def start_from_loss(adapted: PeftModel, original: nn.Module) -> None:
     log.info("adapter: LoftQ gives back %s of what quantization took from the weights", f"{share:.0%}")
 
 
-def _error(layer: Any, original: nn.Module) -> Tensor:
+def _error(layer: Any, original: Any) -> Tensor:
     """Return the original weights of a layer minus its quantized ones, [outputs, inputs]."""
-    quantized = dequantize_module_weight(layer.get_base_layer()).float()
+    quantized = cast(Tensor, dequantize_module_weight(layer.get_base_layer())).float()
     weight = original.weight.t() if isinstance(original, Conv1D) else original.weight  # which has inputs first
     return weight.to(quantized.device, torch.float32) - quantized

@@ -7,6 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lit_hf.checks import (
     clipping_problems,
     disk_problems,
+    guard_problems,
     monitor_mode,
     monitor_problems,
     monitored,
@@ -141,3 +142,15 @@ def test_validations_come_between_optimizer_steps():
     assert "such as 8" in batches.cure
     (duration,) = validation_problems("00:00:10:00", 4)
     assert "between the 4 batches" in duration.what
+
+
+def test_steps_cannot_be_skipped_where_ranks_move_by_their_gradients():
+    assert list(guard_problems(0, None, has_moving_ranks=True)) == []
+    assert list(guard_problems(3, 1.5, has_moving_ranks=False)) == []
+    (problem,) = guard_problems(1, None, has_moving_ranks=True)
+    assert problem.where == "skip_nonfinite"
+
+
+@pytest.mark.parametrize(("skip", "spike", "where"), [(-1, None, "skip_nonfinite"), (0, 1.0, "loss_spike")])
+def test_guards_that_make_no_sense_are_told(skip, spike, where):
+    assert [problem.where for problem in guard_problems(skip, spike, has_moving_ranks=False)] == [where]

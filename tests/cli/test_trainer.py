@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lit_hf.cli.trainer import TrainerCLI, with_run_config
 from lit_hf.errors import InputError
 from lit_hf.run import RunFolder
-from lit_hf.training.callbacks.checkpoints import BestAndLast
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.tracking import MetricsFile
 
@@ -65,7 +65,7 @@ def test_our_checkpoint_comes_before_a_user_s_and_metrics_are_always_written(con
     with open("more.yaml", "w") as file:  # noqa: PTH123
         yaml.safe_dump({"trainer": {"callbacks": own}}, file)
     _, trainer = trainer_of(config, "-c", "more.yaml")
-    assert isinstance(trainer.checkpoint_callback, BestAndLast)
+    assert isinstance(trainer.checkpoint_callback, RunCheckpoints)
     assert trainer.checkpoint_callback.monitor == "val/accuracy"
     assert len(trainer.checkpoint_callbacks) == 2
     assert isinstance(trainer.loggers[0], MetricsFile)
@@ -88,7 +88,7 @@ def test_patience_watches_the_monitored_metric(config):
 def test_what_was_learnt_from_decides_the_fingerprints(config):
     before = trainer_of(config)[0].fingerprints
     assert trainer_of(config)[0].fingerprints == before
-    assert set(before) == {"model", "train", "validation"}
+    assert set(before) == {"model", "tokenizer", "train", "validation"}
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,11 @@ def test_tensor_parallelism_divides_the_layers():
     assert way.weights == pytest.approx(100 * kept)
     assert way.activations == pytest.approx(100 * (10 / 34 + 24 / 34 / 4))
     assert way.sent_a_batch == pytest.approx(4 * 3 * 2 * 3 / 4 * 10 * 128)
+
+
+def test_an_adapter_that_is_put_on_shallow_models_takes_what_it_takes_on_the_whole():
+    def adapt(model):
+        return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+
+    whole = step_memory(adapt(skeleton(layers=6)), loss_of, adamw, Setting())
+    assert step_memory(skeleton(layers=6), loss_of, adamw, Setting(), adapt) == whole

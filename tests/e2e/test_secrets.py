@@ -10,7 +10,7 @@ import yaml
 from tests import tiny_run
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECRETS = {
     "HF_TOKEN": "hf_PlantedTokenOfTheHub1234567890",

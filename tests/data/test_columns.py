@@ -127,6 +127,13 @@ def test_a_null_inside_a_list_is_told(write_jsonl: Write) -> None:
     assert [problem.where for problem in check(Source(train=path, validation_share=0))] == [f"{path}:3"]
 
 
+@pytest.mark.parametrize(("chosen", "faults"), [([1, 0], 0), ([2, 0], 1)])
+def test_a_null_in_a_row_that_is_not_chosen_does_not_matter(chosen: list[int], faults: int) -> None:
+    rows = Dataset.from_dict({"text": ["a", "b", None], "label": ["x", "y", "x"]}).select(chosen)
+
+    assert len(list(check_columns({"train": Split(rows, str, "key")}, Sorting()))) == faults
+
+
 def test_a_misspelled_key_in_some_rows_is_told_with_the_key(write_jsonl: Write) -> None:
     rows = [*GOOD, {"txt": "c", "label": "x"}, {"text": None, "label": "x"}, {"text": "d", "labl": "y"}]
     path = write_jsonl("train.jsonl", rows)

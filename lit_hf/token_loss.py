@@ -68,6 +68,7 @@ class _Places(NamedTuple):
 
     @classmethod
     def of(cls, labels: Tensor, shift: bool) -> _Places:
+        """Find the places of labels [rows, tokens]; on a GPU that waits for it once, as their number makes shapes."""
         wanted = labels[:, 1:] if shift else labels
         rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
         return cls(rows, columns, wanted[rows, columns])

@@ -65,8 +65,8 @@ def test_all_problems_of_files_and_options_are_told_at_once(parser):
         "3. model.dtype (a.yaml:6): expected one of float32, bfloat16, float16, auto, found 'bfloat'.",
         "    Did you mean 'bfloat16'?",
         "4. data.source.trian (a.yaml:8): there is no such key.",
-        "    Did you mean 'train'? There is: columns, generator, limit, name, path, revision, sample_by, streaming, test, "
-        "train, validation, validation_share, weight.",
+        "    Did you mean 'train'? There is: columns, generator, limit, name, path, revision, sample_by, streaming, "
+        "test, train, validation, validation_share, weight.",
         "5. data.batch_size (a.yaml:9): expected a whole number, found 'many'.",
         "6. trainer.max_epoch (b.yaml:2): there is no such key.",
         "    Did you mean 'max_epochs'?",

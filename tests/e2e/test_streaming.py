@@ -84,6 +84,7 @@ def fit(folder: Path, name: str, kill_at: Moment | None = None) -> dict[str, str
     return digest(folder / "runs" / name) | {"calls": json.dumps(ending.calls)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "trainer", "moments"),
     [

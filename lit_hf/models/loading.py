@@ -9,6 +9,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,10 +76,13 @@ class Base:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the model that training starts from: its config, and its commit on the Hub."""
+        """What identifies the model that training starts from: its config, and its commit on the Hub or its weights."""
         config = self.pretrained_config
         text = f"{getattr(config, '_commit_hash', None)} {config.to_json_string(use_diff=False)}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        sha = hashlib.sha256(text.encode())
+        for path in sorted(Path(self.checkpoint or "").glob("*.safetensors")) if self.checkpoint else ():
+            sha.update(_sampled(path))
+        return sha.hexdigest()[:16]
 
     @property
     def quantized(self) -> QuantizationConfigMixin | None:
@@ -289,6 +293,17 @@ class Base:
 def _owners(names: Iterable[str]) -> set[str]:
     """Return the modules that hold weights of these names."""
     return {name.rpartition(".")[0] for name in names}
+
+
+def _sampled(path: Path, parts: int = 64, size: int = 4096) -> bytes:
+    """Return pieces from all over a file, its start and its end among them: enough to tell other weights, at once."""
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        pieces = [f"{path.name} {length}".encode()]
+        for part in range(parts):
+            file.seek(max(length - size, 0) * part // (parts - 1))
+            pieces.append(file.read(size))
+    return b"".join(pieces)
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -157,3 +158,14 @@ def test_what_the_hub_answers_is_told(task, hub, status, words):
     with pytest.raises(InputError, match=words) as caught:
         Base("org/absent").build(task)
     assert f"status {status}" in caught.value.problems[0].what
+
+
+def test_other_weights_are_another_model(tiny_text_model, tmp_path):
+    shutil.copytree(tiny_text_model, tmp_path / "copy")
+    copy = Base(str(tmp_path / "copy"))
+    before = copy.fingerprint
+    assert before == Base(str(tiny_text_model)).fingerprint
+    weights = load_file(tmp_path / "copy" / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][3, 7] += 1
+    save_file(weights, tmp_path / "copy" / "model.safetensors", {"format": "pt"})
+    assert copy.fingerprint != before

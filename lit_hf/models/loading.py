@@ -77,7 +77,8 @@ class Base:
     @property
     def fingerprint(self) -> str:
         """What identifies the model that training starts from: its config, and its commit on the Hub or its weights."""
-        config = self.pretrained_config
+        config = copy.copy(self.pretrained_config)
+        config.name_or_path = ""  # a folder may be moved
         text = f"{getattr(config, '_commit_hash', None)} {config.to_json_string(use_diff=False)}"
         sha = hashlib.sha256(text.encode())
         for path in sorted(Path(self.checkpoint or "").glob("*.safetensors")) if self.checkpoint else ():

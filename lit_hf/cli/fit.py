@@ -161,6 +161,7 @@ def _finish(cli: TrainerCLI) -> None:
     elif cli.trainer.strategy.root_device.type != "cpu":
         # at its end the trainer moved the model to the CPU, and packed weights do not survive that with all methods
         cli.model.model = None
+        cli.model.adaptation.load_state_dict(best["adapter"])  # so that it does not start, or merge, once more
         build_model(cli.model)
     load_weights(cli.model, best)
     record = cli.resolved["task"]

@@ -211,10 +211,10 @@ class TrainerCLI(LightningCLI):
         return ()
 
     def _quantization_problems(self) -> Iterator[Problem]:
-        if self.model.base.quantized is not None:
-            trainer = self.config_init.trainer
+        base, trainer = self.model.base, self.config_init.trainer
+        if (quantized := base.quantized) is not None:
             yield from quantization_problems(trainer.precision)
-            yield from environment_problems(self.model.base, device_type(trainer.accelerator))
+            yield from environment_problems(quantized, base.quantization is None, device_type(trainer.accelerator))
 
     def _streaming_problems(self) -> Iterable[Problem]:
         has_reference = self.task.needs_reference and self.model.adapter is None

@@ -69,8 +69,10 @@ class Assembly:
             of_model: Finds what else is wrong, on the adapted model on the meta device.
         """
         found = [*self.base.problems(task), *self._length_problems(task)]
-        found += quantization_problems(self.base, self.adapter, self.adaptation.merged)
-        if self.base.packing:
+        base, merged = self.base, self.adaptation.merged
+        stored, from_scratch = base.stored_quantization, base.checkpoint is None
+        found += quantization_problems(base.quantization, stored, self.adapter, merged, from_scratch)
+        if base.packing:
             found += prompt_problems(self.adapter)
         yield from found or collect(lambda: self._model_problems(task, of_model))
 

@@ -86,9 +86,14 @@ class Base:
         return sha.hexdigest()[:16]
 
     @property
+    def stored_quantization(self) -> QuantizationConfigMixin | None:
+        """How the checkpoint's weights are quantized already; None if they are not."""
+        return stored_quantization(self.pretrained_config)
+
+    @property
     def quantized(self) -> QuantizationConfigMixin | None:
         """How the weights are quantized: as `quantization` says, or in the checkpoint already; None if they are not."""
-        return self.quantization or stored_quantization(self.pretrained_config)
+        return self.quantization or self.stored_quantization
 
     @property
     def torch_dtype(self) -> torch.dtype | str:

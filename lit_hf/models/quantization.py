@@ -21,8 +21,6 @@ from lit_hf.models.adapters import changes_base
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    from lit_hf.models.loading import Base
-
 WHERE = "model.quantization"
 SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
 """How quantization configs call the modules that they leave as they are."""
@@ -55,18 +53,25 @@ def name_of(quantization: QuantizationConfigMixin) -> str:
     return f"{getattr(method, 'value', method)}{f' {type(kind).__name__}' if kind is not None else ''}"
 
 
-def quantization_problems(base: Base, adapter: PeftConfig | None, merged: Sequence[str] = ()) -> Iterator[Problem]:
+def quantization_problems(
+    given: QuantizationConfigMixin | None,
+    stored: QuantizationConfigMixin | None,
+    adapter: PeftConfig | None,
+    merged: Sequence[str] = (),
+    from_scratch: bool = False,
+) -> Iterator[Problem]:
     """Find what is wrong with quantized weights, before they are loaded.
 
     Args:
-        base: The base model.
+        given: How the weights are to be quantized as they load.
+        stored: How the checkpoint's are quantized already.
         adapter: What trains on the quantized weights.
         merged: Adapters that are to be merged into the base model before.
+        from_scratch: Whether there is no checkpoint.
     """
-    given, stored = base.quantization, stored_quantization(base.pretrained_config)
     if given is None and stored is None:
         return
-    if base.checkpoint is None:
+    if from_scratch:
         what = "weights are quantized as they load, and there is no checkpoint to load."
         yield Problem(WHERE, what, "Give model.checkpoint, or leave model.quantization out.")
     if given is not None and stored is not None:
@@ -90,16 +95,14 @@ def quantization_problems(base: Base, adapter: PeftConfig | None, merged: Sequen
         yield Problem("model.merge_adapters", what, cure)
 
 
-def environment_problems(base: Base, device: str) -> Iterator[Problem]:
+def environment_problems(quantization: QuantizationConfigMixin, is_stored: bool, device: str) -> Iterator[Problem]:
     """Find a package that is missing, or a device that the method does not run or train on.
 
     Args:
-        base: The base model.
+        quantization: How the weights are quantized.
+        is_stored: Whether they are that in the checkpoint already.
         device: Type of the device that the model trains on (`cpu`, `cuda`, `mps`).
     """
-    quantization = base.quantized
-    if quantization is None:
-        return
     try:
         if isinstance(quantization, BitsAndBytesConfig):
             import bitsandbytes
@@ -110,7 +113,7 @@ def environment_problems(base: Base, device: str) -> Iterator[Problem]:
                     "trainer.accelerator", f"bitsandbytes does not run on {device!r}.", f"It runs on {known}."
                 )
                 return
-        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=base.quantization is None)
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=is_stored)
         quantizer.validate_environment(device_map={"": device})
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())

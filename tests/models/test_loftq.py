@@ -110,6 +110,6 @@ def test_weights_in_full_need_a_gpu(folder, task):
 
 def test_adapters_are_not_merged_into_quantized_weights(folder):
     base = Base(str(folder), quantization=BitsAndBytesConfig(**METHODS["nf4"]))
-    (problem,) = quantization_problems(base, LoraConfig(), ["runs/first/export"])
+    (problem,) = quantization_problems(base.quantization, None, LoraConfig(), ["runs/first/export"])
     assert problem.where == "model.merge_adapters"
     assert "without model.quantization" in problem.cure

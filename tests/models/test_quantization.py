@@ -80,6 +80,15 @@ def gradients(model):
     return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
+def found_in(base, adapter):
+    from_scratch = base.checkpoint is None
+    return list(quantization_problems(base.quantization, base.stored_quantization, adapter, (), from_scratch))
+
+
+def found_here(base, device):
+    return list(environment_problems(base.quantized, base.quantization is None, device))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_linear_layers_take_the_bits_that_were_asked_for_and_little_more(llama, task, method):
     plain, quantized = Base(str(llama)).build(task)[0], build(llama, task, **METHODS[method])
@@ -196,7 +205,7 @@ def test_weights_of_torchao_train_and_are_turned_back(llama, task):
     from torchao.quantization import Int8WeightOnlyConfig
 
     base = Base(str(llama), quantization=TorchAoConfig(Int8WeightOnlyConfig()))
-    assert list(environment_problems(base, "cpu")) == []
+    assert found_here(base, "cpu") == []
     assert name_of(base.quantization) == "torchao Int8WeightOnlyConfig"
     model = base.build(task)[0]
     assert is_quantized(model.model.layers[0].mlp.up_proj) and not is_quantized(model.score)
@@ -223,34 +232,34 @@ def packed(llama, task, tmp_path):
 
 def test_nothing_is_wrong_with_an_adapter_on_quantized_weights(llama):
     base = Base(str(llama), quantization=BitsAndBytesConfig(**NF4))
-    assert [*quantization_problems(base, LoraConfig()), *environment_problems(base, "cpu")] == []
+    assert [*found_in(base, LoraConfig()), *found_here(base, "cpu")] == []
     plain = Base(str(llama))
-    assert [*quantization_problems(plain, None), *environment_problems(plain, "tpu")] == []
+    assert found_in(plain, None) == []
 
 
 def test_quantized_weights_need_an_adapter(llama):
-    (problem,) = quantization_problems(Base(str(llama), quantization=BitsAndBytesConfig(**NF4)), None)
+    (problem,) = found_in(Base(str(llama), quantization=BitsAndBytesConfig(**NF4)), None)
     assert problem.where == "model.adapter"
     assert "qlora.yaml" in problem.cure and "model.quantization out" in problem.cure
 
 
 def test_a_model_from_scratch_has_nothing_to_quantize():
     base = Base(config={"model_type": "llama"}, quantization=BitsAndBytesConfig(**NF4))
-    (problem,) = quantization_problems(base, IA3Config())
+    (problem,) = found_in(base, IA3Config())
     assert problem.where == "model.quantization" and "no checkpoint" in problem.what
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again(packed):
     base = Base(str(packed), quantization=BitsAndBytesConfig(load_in_8bit=True))
-    (problem,) = quantization_problems(base, LoraConfig())
+    (problem,) = found_in(base, LoraConfig())
     assert problem.what == "the checkpoint is quantized already: bitsandbytes 4-bit nf4."
-    (problem,) = quantization_problems(Base(str(packed)), None)
+    (problem,) = found_in(Base(str(packed)), None)
     assert problem.where == "model.adapter" and "model.quantization" not in problem.cure
 
 
 def test_an_adapter_trains_on_a_checkpoint_that_is_quantized_already(packed, llama, task):
     base = Base(str(packed))
-    assert [*quantization_problems(base, LoraConfig()), *environment_problems(base, "cpu")] == []
+    assert [*found_in(base, LoraConfig()), *found_here(base, "cpu")] == []
     model, new = base.build(task)
     assert new == []
     gradients(adapted(model))
@@ -261,7 +270,7 @@ def test_an_adapter_trains_on_a_checkpoint_that_is_quantized_already(packed, lla
 
 def test_starts_of_lora_that_change_the_base_are_refused(llama):
     base = Base(str(llama), quantization=BitsAndBytesConfig(**NF4))
-    assert places(quantization_problems(base, LoraConfig(init_lora_weights="pissa"))) == [
+    assert places(found_in(base, LoraConfig(init_lora_weights="pissa"))) == [
         "model.adapter.init_args.init_lora_weights"
     ]
 
@@ -273,7 +282,7 @@ def test_tuners_that_compute_on_packed_weights_are_refused_as_they_would_fail(ll
     if "target_modules" in vars(adapter):
         adapter.target_modules = ["q_proj", "o_proj"]
     base = Base(str(llama), quantization=BitsAndBytesConfig(**NF4))
-    (problem,) = quantization_problems(base, adapter)
+    (problem,) = found_in(base, adapter)
     assert problem.where == "model.adapter" and "bitsandbytes packs them" in problem.what
     with pytest.raises((IndexError, RuntimeError, TypeError, ValueError)):
         gradients(get_peft_model(base.build(task)[0], adapter))
@@ -296,18 +305,18 @@ def test_other_tuners_train_on_them(llama, task, adapter, method):
 
 
 def test_a_config_that_quantizes_nothing_is_told(llama):
-    (problem,) = quantization_problems(Base(str(llama), quantization=BitsAndBytesConfig()), LoraConfig())
+    (problem,) = found_in(Base(str(llama), quantization=BitsAndBytesConfig()), LoraConfig())
     assert "neither load_in_4bit nor load_in_8bit" in problem.what
 
 
 def test_a_device_that_bitsandbytes_does_not_run_on_is_told(llama):
     base = Base(str(llama), quantization=BitsAndBytesConfig(**NF4))
-    (problem,) = environment_problems(base, "tpu")
+    (problem,) = found_here(base, "tpu")
     assert problem.where == "trainer.accelerator" and "cuda" in problem.cure
 
 
 def test_a_package_that_is_missing_is_told(llama):
-    (problem,) = environment_problems(Base(str(llama), quantization=EetqConfig()), "cuda")
+    (problem,) = found_here(Base(str(llama), quantization=EetqConfig()), "cuda")
     assert problem.where == "model.quantization"
     assert "eetq does not work on this machine" in problem.what
 
@@ -317,7 +326,7 @@ def test_weights_that_no_adapter_trains_on_are_told(llama):
     from torchao.quantization import Int4WeightOnlyConfig
 
     base = Base(str(llama), quantization=TorchAoConfig(Int4WeightOnlyConfig()))
-    (problem,) = environment_problems(base, "cpu")
+    (problem,) = found_here(base, "cpu")
     assert "cannot train adapters on torchao Int4WeightOnlyConfig" in problem.what
     assert "torchao" in sys.modules
 

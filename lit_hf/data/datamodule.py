@@ -256,10 +256,12 @@ class LitDataModule(LightningDataModule):
             compute: Returns columns of the rows of all batches, in the order of the batches.
             key: Stands for everything that the columns depend on beside the encoded rows.
         """
+        tokens = self._tokens(self.encoded["train"])  # batches as large as in training, whose memory is provided for
         for name, split in self.splits.items():
-            self.encoded[name] = with_columns(
-                self.encoded[name], split.rows, self.task, name, self.eval_batch_size, compute, key
-            )
+            encoded = self.encoded[name]
+            lengths = self._lengths(encoded, in_tokens=tokens is not None)
+            order = BatchOrder(lengths, self.batch_size, "sorted", batch_tokens=tokens)
+            self.encoded[name] = with_columns(encoded, split.rows, self.task, name, order, compute, key)
 
     @property
     def fingerprints(self) -> dict[str, str]:

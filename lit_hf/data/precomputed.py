@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 from filelock import FileLock
 
-from lit_hf.data.batching import BatchLoader, row_lengths
+from lit_hf.data.batching import BatchLoader
 from lit_hf.data.cache import cache_folder
 from lit_hf.data.encoding import fingerprint
 from lit_hf.data.order import BatchOrder
@@ -25,7 +25,7 @@ Columns = Callable[[Iterable[Batch]], dict[str, list[float]]]
 
 
 def with_columns(
-    encoded: Dataset, rows: Dataset, task: Task, name: str, batch_size: int, compute: Columns, key: str
+    encoded: Dataset, rows: Dataset, task: Task, name: str, order: BatchOrder, compute: Columns, key: str
 ) -> Dataset:
     """Return encoded rows with columns that are computed of their batches, or were before.
 
@@ -34,7 +34,7 @@ def with_columns(
         rows: The rows that they were encoded from.
         task: The task that encoded them.
         name: The split's name, for the log.
-        batch_size: Rows that are computed at once.
+        order: Which of them are computed together; every row comes in it once.
         compute: Computes the columns.
         key: Stands for everything that they depend on beside the encoded rows.
     """
@@ -43,7 +43,6 @@ def with_columns(
     with FileLock(f"{file}.lock"):
         reused = file.is_file()
         if not reused:
-            order = BatchOrder(row_lengths(encoded), batch_size, "sorted")
             computed = compute(BatchLoader(encoded, task.collator(), order))
             back = np.argsort(np.concatenate(list(order)))
             write_atomically(

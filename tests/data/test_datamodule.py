@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from lit_hf.data.datamodule import LitDataModule
 from lit_hf.data.sources import Source
 from lit_hf.data.tokenization import TokenizerSettings, TokenizerTraining
 from lit_hf.errors import InputError
-from lit_hf.task import RowProblem, Task
+from lit_hf.task import Batch, RowProblem, Task
 from tests.data.conftest import Sorting
 
 Write = Callable[..., str]
@@ -129,6 +129,30 @@ def test_a_token_budget_takes_the_place_of_a_number_of_rows(
     assert max(batch["sizes"].padded_tokens for batch in [*train, *validation]) == 32
     assert [sum(batch["sizes"].rows for batch in batches) for batches in (train, validation)] == [21, 5]
     assert f"train: {len(train)} batches of up to 32 tokens, padding" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "tokens"),
+    [({"batch_size": 4}, 4, 4 * 10), ({"batch_size": 4, "eval_batch_size": 50, "batch_tokens": 24}, 5, 24)],
+    ids=["rows", "tokens"],
+)
+def test_columns_are_computed_of_batches_that_are_no_larger_than_in_training(
+    source: Source, tiny_text_model: Path, settings: dict, rows: int, tokens: int
+) -> None:
+    data = module(source, tiny_text_model, **settings)
+    data.prepare("fit")
+    seen = []
+
+    def compute(batches: Iterable[Batch]) -> dict[str, list[float]]:
+        seen.extend(batch["sizes"] for batch in batches)
+        return {"one": [1.0] * sum(sizes.rows for sizes in seen)}
+
+    del data.splits["validation"]
+    data.add_columns(compute, f"{settings}")
+
+    assert data.encoded["train"]["one"][:] == [1.0] * 21
+    assert max(sizes.rows for sizes in seen) == rows
+    assert max(sizes.padded_tokens for sizes in seen) == tokens
 
 
 def test_rows_that_no_batch_has_room_for_are_told_before_training(source: Source, tiny_text_model: Path) -> None:

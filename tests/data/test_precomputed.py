@@ -1,7 +1,9 @@
 import pytest
 from datasets import Dataset
 
+from lit_hf.data.batching import row_lengths
 from lit_hf.data.encoding import encode
+from lit_hf.data.order import BatchOrder
 from lit_hf.data.precomputed import with_columns
 from lit_hf.tasks import RewardModel
 from tests import preferences
@@ -9,6 +11,10 @@ from tests import preferences
 ROWS = Dataset.from_dict(
     {"chosen": ["yes", "yes good day", "good", "yes yes"], "rejected": ["no", "no", "no bad night", "bad"]}
 )
+
+
+def by_length(encoded, batch_size):
+    return BatchOrder(row_lengths(encoded), batch_size, "sorted")
 
 
 class Sums:
@@ -36,7 +42,7 @@ def task(tmp_path, monkeypatch):
 def test_each_row_gets_its_own_values_whatever_the_order_of_the_batches(task):
     encoded, _ = encode(ROWS, task, "train")
     sums = Sums()
-    added = with_columns(encoded, ROWS, task, "train", 3, sums, "key")
+    added = with_columns(encoded, ROWS, task, "train", by_length(encoded, 3), sums, "key")
     assert sums.batches == [3, 1]
     chosen = [row["input_ids"][: row["chosen_length"]] for row in encoded]
     assert added["total"][:] == [float(sum(ids)) for ids in chosen]
@@ -47,13 +53,14 @@ def test_they_are_computed_once_for_a_key_and_an_encoding(task, caplog):
     caplog.set_level("INFO", "lit_hf")
     encoded, _ = encode(ROWS, task, "train")
     sums = Sums()
-    first = with_columns(encoded, ROWS, task, "train", 4, sums, "key")
-    again = with_columns(encoded, ROWS, task, "train", 2, sums, "key")
+    first = with_columns(encoded, ROWS, task, "train", by_length(encoded, 4), sums, "key")
+    again = with_columns(encoded, ROWS, task, "train", by_length(encoded, 2), sums, "key")
     assert len(sums.batches) == 1
     assert again[:] == first[:]
     assert "train: total reused from the cache" in caplog.text
-    with_columns(encoded, ROWS, task, "train", 4, sums, "another model")
+    with_columns(encoded, ROWS, task, "train", by_length(encoded, 4), sums, "another model")
     assert len(sums.batches) == 2
     fewer = ROWS.select(range(3))
-    with_columns(encode(fewer, task, "train")[0], fewer, task, "train", 4, sums, "key")
+    few, _ = encode(fewer, task, "train")
+    with_columns(few, fewer, task, "train", by_length(few, 4), sums, "key")
     assert len(sums.batches) == 3

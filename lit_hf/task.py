@@ -22,6 +22,9 @@ Batch = dict[str, Any]
 
 Collator = Callable[[list[dict[str, Any]]], Batch]
 
+IGNORED = -100
+"""Label of a position where nothing is learnt: what torch's and transformers' losses leave out."""
+
 
 class Outputs(Protocol):
     """What a `transformers` model returns, as far as every task's has it.

@@ -26,11 +26,10 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from lit_hf.errors import Problem
 from lit_hf.output_head import After, Head
+from lit_hf.task import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-IGNORED = -100
 
 logger = logging.getLogger("lit_hf")
 

@@ -12,11 +12,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_hf.task import Batch, Task
+from lit_hf.task import IGNORED, Batch, Task
 
 State = Literal["trained", "seen", "padding"]
 
-IGNORED = -100
 IDS, MASK, LABELS = "input_ids", "attention_mask", "labels"
 
 

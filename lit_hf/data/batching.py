@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lit_hf.data.order import BatchOrder
 from lit_hf.randomness import seeded
-from lit_hf.task import Batch, Collator, Sizes
+from lit_hf.task import IGNORED, Batch, Collator, Sizes
 
 TRIAL_ROWS = 2
 """Rows of the batches of a sanity check: it is to find out early whether an evaluation works, not to take its time."""
@@ -189,7 +189,7 @@ def count_sizes(batch: Batch, rows: Sequence[Mapping[str, Any]]) -> Sizes:
         lengths = torch.tensor([length for row in rows for length in _input_lengths(row)], dtype=torch.int64)
     targets = len(rows)
     if labels is not None and labels.ndim > 1 and not labels.is_floating_point():
-        targets = int((labels != -100).sum())
+        targets = int((labels != IGNORED).sum())
     tokens, attended = int(lengths.sum()), int(lengths.square().sum())
     return Sizes(len(rows), tokens, padded, targets, step_targets=targets, attended=attended)
 

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from lit_hf.data.conversations import Message
-
-IGNORED = -100
-"""Label of a token that is not trained."""
+from lit_hf.task import IGNORED
 
 TrainOn = Literal["assistant", "last", "all"]
 

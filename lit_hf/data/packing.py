@@ -11,9 +11,7 @@ import torch
 from transformers import DataCollatorWithFlattening
 
 from lit_hf.errors import Problem
-from lit_hf.task import Batch, Task
-
-IGNORED = -100
+from lit_hf.task import IGNORED, Batch, Task
 
 BOUNDS = "cu_seq_lens_q"
 """Where the documents of a packed row start, and where the last one ends: transformers' name for it."""

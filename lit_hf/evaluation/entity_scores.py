@@ -10,9 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_hf.evaluation.entities import Entity, entity_types, find_entities, scores
-
-NO_WORD = -100
-"""The target where no word begins."""
+from lit_hf.task import IGNORED
 
 
 class EntityScores(Metric):
@@ -42,7 +40,7 @@ class EntityScores(Metric):
         """
         counts = torch.zeros_like(self.counts, device="cpu")
         for predicted, target in zip(predictions.tolist(), targets.tolist(), strict=True):
-            words = [index for index, tag in enumerate(target) if tag != NO_WORD]
+            words = [index for index, tag in enumerate(target) if tag != IGNORED]
             found, there = self._entities(predicted, words), self._entities(target, words)
             for column, entities in enumerate((found & there, found, there)):
                 for entity in entities:
@@ -74,7 +72,7 @@ def tagging_metrics(labels: Sequence[str]) -> MetricCollection:
     Update with ids of tags, predictions and targets both [rows, tokens]; the target is -100 where no word begins.
     """
     metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(len(labels), average="micro", ignore_index=NO_WORD)
+        "accuracy": MulticlassAccuracy(len(labels), average="micro", ignore_index=IGNORED)
     }
     if entity_types(labels):
         metrics["entities"] = EntityScores(labels)

@@ -22,7 +22,7 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
-from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
 from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class CausalLM(Task):
         return {
             "input_ids": blocks,
             "attention_mask": [[1] * len(block) for block in blocks],
-            "labels": [[-100, *block[1:]] for block in blocks],
+            "labels": [[IGNORED, *block[1:]] for block in blocks],
             "text_bytes": [sum(block[1:]) for block in sizes],
         }
 

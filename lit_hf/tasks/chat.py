@@ -13,7 +13,6 @@ from transformers import DataCollatorForSeq2Seq
 
 from lit_hf.data.cells import Cells
 from lit_hf.data.chat_templates import (
-    IGNORED,
     Rendered,
     TemplateError,
     Tools,
@@ -42,7 +41,7 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
-from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
 from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:

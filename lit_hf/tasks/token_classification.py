@@ -13,15 +13,13 @@ from lit_hf.data.cells import Cells
 from lit_hf.data.labels import check_order, class_names
 from lit_hf.errors import InputError, Problem
 from lit_hf.evaluation.entities import OUTSIDE, entity_table, entity_types, find_entities
-from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task, named_labels
+from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task, named_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import RenderableType
     from torchmetrics import MetricCollection
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-NO_LABEL = -100
 
 
 class TokenClassification(Task):
@@ -157,13 +155,13 @@ class TokenClassification(Task):
 
     def _labels(self, pieces: list[int], starts: list[int], tags: list[int]) -> list[int]:
         if self.align == "first":
-            return [tags[word] if word != NO_LABEL else NO_LABEL for word in starts]
+            return [tags[word] if word != IGNORED else IGNORED for word in starts]
         names = self.labels or []
         inside = {index: names.index(f"I{name[1:]}") for index, name in enumerate(names) if self._goes_on(name)}
         labels = []
         for word, start in zip(pieces, starts, strict=True):
-            tag = tags[word] if word != NO_LABEL else NO_LABEL
-            labels.append(tag if start != NO_LABEL else inside.get(tag, tag))
+            tag = tags[word] if word != IGNORED else IGNORED
+            labels.append(tag if start != IGNORED else inside.get(tag, tag))
         return labels
 
     def _goes_on(self, name: str) -> bool:
@@ -205,7 +203,7 @@ class TokenClassification(Task):
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add the tags of a batch's words, each read from the word's first piece."""
-        targets = batch["labels"].masked_fill(batch["word_starts"] == NO_LABEL, NO_LABEL)
+        targets = batch["labels"].masked_fill(batch["word_starts"] == IGNORED, IGNORED)
         metrics.update(outputs.logits.argmax(-1), targets)
 
     def report(self, results: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -225,7 +223,7 @@ class TokenClassification(Task):
     def _prediction(self, words: list[str], starts: list[int], ids: list[int], scores: list[float]) -> dict[str, Any]:
         names, tags, certainty = self.labels or [], [OUTSIDE] * len(words), [0.0] * len(words)
         for word, index, score in zip(starts, ids, scores, strict=True):
-            if word != NO_LABEL:
+            if word != IGNORED:
                 tags[word], certainty[word] = names[index], score
         entities = [
             {
@@ -280,7 +278,7 @@ def _words_of_pieces(words: list[str], text: str, offsets: list[tuple[int, int]]
     for start, end in offsets:
         blanks = len(text[start:end]) - len(text[start:end].lstrip())
         inside = start + blanks
-        found.append(bisect_right(begins, inside) - 1 if inside < end else NO_LABEL)
+        found.append(bisect_right(begins, inside) - 1 if inside < end else IGNORED)
     return found
 
 
@@ -289,6 +287,6 @@ def _starts(pieces: list[int]) -> list[int]:
     seen: set[int] = set()
     starts = []
     for word in pieces:
-        starts.append(NO_LABEL if word in seen else word)
+        starts.append(IGNORED if word in seen else word)
         seen.add(word)
     return starts

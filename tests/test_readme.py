@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lit_hf.cli.main import main
+from lit_hf.cli.trainer import TrainerCLI
+from lit_hf.cli.verbs import VERBS
 from tests.conftest import ROOT
 from tests.hub import Hub
 
@@ -63,6 +65,22 @@ def test_the_commands_of_the_readme_work(
     assert {path.name for path in Path("runs").iterdir()} == {"quickstart", "reviews", "reviews-lora"}
     assert Path("predicted.jsonl").read_text(encoding="utf-8").count('"label"') == 2
     assert Path("reviews-model/model.safetensors").is_file()
+
+
+def test_the_readme_s_table_has_all_verbs() -> None:
+    rows = re.findall(r"^\| (`lit-hf .*?) \|", README, re.MULTILINE)
+
+    assert sorted(verb for row in rows for verb in re.findall(r"`lit-hf (\w+)`", row)) == sorted(VERBS)
+
+
+def test_the_whole_config_of_the_readme_parses(tmp_path: Path) -> None:
+    config = tmp_path / "whole.yaml"
+    config.write_text(next(file["text"] for file in FILE.finditer(README) if file["name"] == config.name), "utf-8")
+
+    cli = TrainerCLI(["--config", str(config)])
+
+    assert cli.run.path == Path("runs/reviews")
+    assert cli.resolved["model"]["adapter"]["init_args"]["lora_alpha"] == 16
 
 
 def test_the_python_of_the_readme_compiles() -> None:

@@ -83,8 +83,7 @@ def publish(folder: Path, manifest: Manifest) -> None:
     files = {str(path.relative_to(partial)): _describe(path) for path in _files(partial)}
     whole = {**asdict(manifest), "best": manifest.best._asdict(), "files": files}
     (partial / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    for path in [*partial.rglob("*"), partial]:
-        _flush(path)
+    flush(partial)
     replaced = partial.with_suffix(_REPLACED)
     if folder.exists():  # a folder cannot be renamed over another one that has files
         folder.rename(replaced)
@@ -183,6 +182,12 @@ def _files(folder: Path) -> Iterator[Path]:
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def flush(folder: Path) -> None:
+    """Have the disk hold a folder and all that is in it."""
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
 
 
 def _flush(path: Path) -> None:

@@ -16,8 +16,6 @@ import yaml
 from lit_hf.checkpoints import STATE, Damaged, newest_valid, verify
 from lit_hf.errors import InputError, Problem
 
-STATES = ("running", "finished", "failed", "preempted")
-
 
 class RunFolder:
     """The places in a run's folder, and its record `run.json`.

@@ -18,7 +18,7 @@ from lit_hf.cli.export import export_run
 from lit_hf.cli.failures import explained
 from lit_hf.cli.resuming import FLAG, Resumption
 from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
-from lit_hf.cli.trainer import DEFAULT_EPOCHS, TrainerCLI
+from lit_hf.cli.trainer import TrainerCLI, epochs
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
 from lit_hf.models.quantization import name_of
@@ -121,8 +121,7 @@ def _kept(run: RunFolder) -> str:
 
 def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Say whether the trainer's limits now go beyond those that the run was finished with; -1 is no limit."""
-    epochs = now["max_epochs"] if now["max_epochs"] is not None or now["max_steps"] != -1 else DEFAULT_EPOCHS
-    limits = {"max_epochs": epochs, "max_steps": now["max_steps"]}
+    limits = {"max_epochs": epochs(now["max_epochs"], now["max_steps"]), "max_steps": now["max_steps"]}
     return any(
         value is not None and before[key] not in (None, -1) and (value == -1 or value > before[key])
         for key, value in limits.items()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lit_hf.checks import UNIFIED
 from lit_hf.cli.trainer import TrainerCLI, device_type
 from lit_hf.errors import InputError, Problem
 from lit_hf.models.memory import PRECISIONS
@@ -139,8 +140,7 @@ def _precision(trainer: Any, gpu: str | None) -> str:
         gpu: Name in the table of the GPU that is planned for; None for the device that is here.
     """
     if trainer.precision is not None:
-        given = str(trainer.precision)
-        return {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(given, given)
+        return UNIFIED.get(str(trainer.precision), str(trainer.precision))
     if gpu is None:
         return default_precision(trainer.accelerator)
     return "bf16-mixed" if GPUS[gpu].flops["bfloat16"] else "32-true"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lit_hf.cli.machine import Machine
-from lit_hf.cli.trainer import DEFAULT_EPOCHS
+from lit_hf.cli.trainer import epochs
 from lit_hf.cli.workload import Workload
 from lit_hf.models.flops import flop_rates
 from lit_hf.models.layouts import Layout
@@ -71,8 +71,8 @@ def estimate_time(
 
 def _total_steps(steps: int | None, trainer: Any) -> int | None:
     most = trainer.max_steps if trainer.max_steps != -1 else None
-    epochs = trainer.max_epochs if trainer.max_epochs is not None or most else DEFAULT_EPOCHS
-    in_epochs = steps * epochs if steps is not None and epochs not in (None, -1) else None
+    limit = epochs(trainer.max_epochs, trainer.max_steps)
+    in_epochs = steps * limit if steps is not None and limit is not None and limit != -1 else None
     return min((value for value in (most, in_epochs) if value is not None), default=None)
 
 

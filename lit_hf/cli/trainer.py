@@ -66,8 +66,6 @@ from lit_hf.training.tracking import trackers
 
 log = logging.getLogger(__name__)
 
-DEFAULT_EPOCHS = 3
-
 TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "gradient_clip_val": 1.0,
@@ -273,8 +271,7 @@ class TrainerCLI(LightningCLI):
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
             settings["logger"] = [*trackers(self.config.tracker, self.run, self.resolved, steps_done), *loggers]
-            if settings["max_epochs"] is None and settings["max_steps"] == -1:
-                settings["max_epochs"] = DEFAULT_EPOCHS
+            settings["max_epochs"] = epochs(settings["max_epochs"], settings["max_steps"])
         else:
             given = [one for one in given if not isinstance(one, Checkpoint)]
             settings |= {"logger": False, "enable_checkpointing": False}
@@ -325,6 +322,11 @@ class TrainerCLI(LightningCLI):
         self.run.create()
         self.run.write_config(self.resolved)
         self.task.tokenizer.save_pretrained(self.run.tokenizer)
+
+
+def epochs(max_epochs: int | None, max_steps: int) -> int | None:
+    """Return how many epochs a run has at most, by the trainer's limits: 3 where these name none, not even steps."""
+    return 3 if max_epochs is None and max_steps == -1 else max_epochs
 
 
 def device_type(accelerator: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -15,6 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 
 from lit_hf import __version__
+from lit_hf.checkpoints import flush
 from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
 from lit_hf.export.merging import Loss, loss_of_precision
 from lit_hf.export.merging import merge as merge_adapter
@@ -70,7 +70,7 @@ def export(
         task.export_files(temporary)
         tolerance = tolerance_for(written.dtype, merged)
         difference = verify(temporary, task.auto_class, task.tokenizer, expected, tolerance, trusted)
-        _flush(temporary)
+        flush(temporary)  # before it gets its name
         _publish(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise LitHFError(Problem(str(folder), f"the export could not be written: {error}.")) from error
@@ -165,16 +165,6 @@ def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: P
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     for weights in folder.glob("*.safetensors"):
         weights.chmod((folder / MANIFEST).stat().st_mode)  # safetensors makes files that only their owner can read
-
-
-def _flush(folder: Path) -> None:
-    """Have the disk hold all files before the folder gets its name."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _publish(temporary: Path, folder: Path) -> None:

@@ -18,6 +18,12 @@ _STATUS = {
 }
 
 
+class HubProblem(Problem):
+    """Something on the Hub that cannot be had: not now, not from here, or not at all."""
+
+    __slots__ = ()
+
+
 def is_local(path: str) -> bool:
     """Say whether a path means a local folder rather than a repository on the Hub (`owner/name`)."""
     return Path(path).expanduser().exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
@@ -42,14 +48,15 @@ def load_problem(key: str, path: str, kind: str, error: BaseException) -> Proble
         return Problem(key, f"no {kind} can be loaded from {path}: {told}", "Check what the folder holds.")
     if (status := _status(error)) is not None:
         what, cure = _STATUS.get(status, ("the Hub fails", "Try again later."))
-        return Problem(key, f"{path}: {what.format(kind=kind)} (status {status}).", cure)
+        return HubProblem(key, f"{path}: {what.format(kind=kind)} (status {status}).", cure)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         what = f"{path}: it is not in the cache, and HF_HUB_OFFLINE keeps us from asking the Hub."
-        return Problem(key, what, "Unset HF_HUB_OFFLINE, or give a local folder.")
+        return HubProblem(key, what, "Unset HF_HUB_OFFLINE, or give a local folder.")
     if any(isinstance(cause, (OSError, ConnectionError)) and _is_connection(cause) for cause in _causes(error)):
         what = f"{path}: there is no such local folder, and the Hub cannot be reached: {told}"
-        return Problem(key, what, "Check the connection, or give a local folder.")
-    return Problem(key, f"{path}: no {kind} can be loaded: {told}", "Check the id, and its page on the Hub.")
+        return HubProblem(key, what, "Check the connection, or give a local folder.")
+    what = f"{path}: no {kind} can be loaded: {told}"
+    return HubProblem(key, what, "Check the id, and its page on the Hub.")
 
 
 def _nearest_folder(path: Path) -> str:

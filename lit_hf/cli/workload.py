@@ -16,7 +16,7 @@ from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.data.order import BatchOrder
 from lit_hf.data.packing import packing_problems
 from lit_hf.errors import InputError, raise_problems
-from lit_hf.hub import is_local
+from lit_hf.hub import HubProblem, is_local
 from lit_hf.models.flops import attended_pairs
 from lit_hf.task import Batch, Collator, Task
 from lit_hf.tasks.embedding import Embedding
@@ -90,11 +90,7 @@ def _is_remote(cli: TrainerCLI, error: InputError) -> bool:
     """Say whether all that is wrong is that something on the Hub cannot be loaded."""
     sources = cli.datamodule.source if isinstance(cli.datamodule.source, list) else [cli.datamodule.source]
     is_hub = any(source.path is not None and not is_local(source.path) for source in sources)
-    of_hub = ("data.source", "data.tokenizer", "model.checkpoint")
-    return is_hub and all(
-        problem.where.startswith(of_hub) and ("Hub" in problem.what or "Hub" in problem.cure)
-        for problem in error.problems
-    )
+    return is_hub and all(isinstance(problem, HubProblem) for problem in error.problems)
 
 
 def is_causal(task: Task) -> bool:

@@ -157,6 +157,19 @@ def test_a_type_that_the_gpu_has_not_is_refused(in_folder, capsys):
     assert "trainer.precision: t4-16gb has no bfloat16." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fault", [None, "data.max_length"])
+def test_rows_on_a_hub_that_cannot_be_had_are_assumed_but_no_other_fault(hub, in_folder, capsys, fault):
+    hub.fail("org/rows", 503)
+    config = write(in_folder, {**TINY, "vocab_size": 300})
+    values = yaml.safe_load((in_folder / config).read_text())
+    values["data"]["source"] = {"path": "org/rows"}
+    (in_folder / config).write_text(yaml.safe_dump(values))
+    code = main(["plan", "-c", config, "--no-changes", *([f"--{fault}", "0"] if fault else [])])
+    told = capsys.readouterr().err
+    assert code == (2 if fault else 0)
+    assert (f"{fault}: 0 is too small" if fault else "the data cannot be loaded (org/rows: the Hub fails") in told
+
+
 BILLION = {**TINY, "hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 5504, "num_attention_heads": 16}
 
 

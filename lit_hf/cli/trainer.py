@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from peft import PeftConfig
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
 from lit_hf.checks import (
@@ -42,10 +43,11 @@ from lit_hf.data.encoding import tokenizer_fingerprint
 from lit_hf.errors import Problem, collect, raise_problems
 from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
+from lit_hf.models.adapter_starts import start_batches
 from lit_hf.models.adapters import export_problems as lone_adapter_problems
 from lit_hf.models.quantization import environment_problems
 from lit_hf.run import RunFolder, check_name, run_name
-from lit_hf.task import Task
+from lit_hf.task import Batch, Task
 from lit_hf.training.callbacks.budget import moves_ranks
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.exact_resume import ExactResume
@@ -172,6 +174,8 @@ class TrainerCLI(LightningCLI):
         self.task: Task = self.config_init.task
         self.datamodule: LitDataModule = self.config_init.data
         self.model: LitModule = self.config_init.model
+        # no method: a copy of the model would copy what that is bound to, the data among it
+        self.model.draw_batches = lambda adapter: _draw_batches(self.datamodule, adapter)
         self.in_hand = BatchInHand()
 
     # before the trainer starts
@@ -322,6 +326,11 @@ class TrainerCLI(LightningCLI):
         self.run.create()
         self.run.write_config(self.resolved)
         self.task.tokenizer.save_pretrained(self.run.tokenizer)
+
+
+def _draw_batches(data: LitDataModule, adapter: PeftConfig) -> list[Batch]:
+    collate = data.task.collator(training=True)
+    return start_batches(adapter, data.encoded["train"], data.batch_size, collate, data.seed)
 
 
 def epochs(max_epochs: int | None, max_steps: int) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -20,12 +20,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from lit_hf.errors import InputError, Problem
 from lit_hf.models.adaptation import Adaptation
 from lit_hf.models.adapter_losses import regularization
-from lit_hf.models.assembly import Assembly, Sample
+from lit_hf.models.assembly import Assembly
 from lit_hf.models.loading import Base
 from lit_hf.models.stored import misfit
 from lit_hf.models.switches import Switches
 from lit_hf.task import Batch, Sizes, Task
-from lit_hf.training.adapter_batches import sample
+from lit_hf.training.adapter_batches import Draw, place
 from lit_hf.training.callbacks.budget import RankBudget, moves_ranks
 from lit_hf.training.optimizers import Rates, Schedule, base_rate, build_optimizer, parameter_groups
 from lit_hf.training.precision import low_precision_note
@@ -61,6 +61,7 @@ class LitModule(LightningModule):
 
     Attributes:
         model: The `transformers` or PEFT model; None until `configure_model`.
+        draw_batches: Draws what an adapter starts from, where one starts from the data; set by whoever has these.
         results: The latest evaluation, by logged name: numbers, and lists for what is no single number.
     """
 
@@ -100,6 +101,7 @@ class LitModule(LightningModule):
         self.rates = rates
         self.schedule = schedule
         self.model: Any = None
+        self.draw_batches: Draw | None = None
         self.scores = ModuleDict()  # by split
         self.results: dict[str, Any] = {}
         self.stored: Collection[str] | None = None  # names of the model's tensors that go into checkpoints; None: all
@@ -130,8 +132,11 @@ class LitModule(LightningModule):
     def configure_model(self) -> None:
         """Build the model, once; Lightning calls this after the data is set up and before each stage."""
         if self.model is None:
-            batches: Sample = lambda model: sample(self.trainer, self.task, self.adapter, model)  # noqa: E731
-            self.model, self.stored = self.parts.build(self.task, batches)
+            self.model, self.stored = self.parts.build(self.task, self._sample)
+
+    def _sample(self, model: PreTrainedModel) -> Sequence[Batch]:
+        draw, adapter = cast(Draw, self.draw_batches), cast(PeftConfig, self.adapter)
+        return place(draw(adapter), model, self.trainer.strategy.root_device)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what moves an adapter's ranks between layers, where it does."""

@@ -76,7 +76,7 @@ class _Page:
         from lit_hf.cli.sequences import read_batch
 
         features = [self.encoded[index] for index in range(min(count, len(self.encoded)))]
-        collate = self.task.collator(training=self.split == "train", pad_to_multiple_of=self.data.pad_to_multiple_of)
+        collate = self.task.collator(training=self.split == "train", pad_to_multiple_of=self.data.batches.multiple)
         self._show_legend()
         for index, row in enumerate(read_batch(collate(features), features, self.task)):
             self._show_head(index, features[index])

@@ -270,7 +270,7 @@ class TrainerCLI(LightningCLI):
         if stage == "fit":
             own += [throughput, self.in_hand, ValidateAtLastStep(), StopOnNonFinite(skip=self.config.skip_nonfinite)]
             own += [] if self.config.loss_spike is None else [LossSpikes(self.config.loss_spike)]
-            own += [RunRecorder(self.run, throughput, self.fingerprints), ExactResume(self.datamodule.seed)]
+            own += [RunRecorder(self.run, throughput, self.fingerprints), ExactResume(self.datamodule.batches.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
@@ -330,7 +330,7 @@ class TrainerCLI(LightningCLI):
 
 def _draw_batches(data: LitDataModule, adapter: PeftConfig) -> list[Batch]:
     collate = data.task.collator(training=True)
-    return start_batches(adapter, data.encoded["train"], data.batch_size, collate, data.seed)
+    return start_batches(adapter, data.encoded["train"], data.batches.size, collate, data.batches.seed)
 
 
 def epochs(max_epochs: int | None, max_steps: int) -> int | None:

@@ -136,13 +136,13 @@ def _counted(cli: TrainerCLI) -> Workload:
 def _collator(cli: TrainerCLI, is_packed: bool) -> Collator:
     if is_packed:
         return _packing_collator(cli.task)
-    return cli.task.collator(training=True, pad_to_multiple_of=cli.datamodule.pad_to_multiple_of)
+    return cli.task.collator(training=True, pad_to_multiple_of=cli.datamodule.batches.multiple)
 
 
 def _batch_tokens(cli: TrainerCLI, longest: int) -> int | None:
     """Return the tokens that a batch may have; None where it is made of rows."""
-    data = cli.datamodule
-    return data.batch_size * longest if data.packing and data.batch_tokens is None else data.batch_tokens
+    batches = cli.datamodule.batches
+    return batches.size * longest if batches.packing and batches.tokens is None else batches.tokens
 
 
 def _largest(order: BatchOrder, is_packed: bool) -> list[int]:
@@ -169,8 +169,8 @@ def _decoder_tokens(task: Task, encoded: Any) -> float:
 def _assumed(cli: TrainerCLI, cause: str) -> Workload:
     """Return batches of full rows."""
     data, task = cli.datamodule, cli.task
-    if data.packing:
-        raise_problems(packing_problems(task, data.group_by_length, data.pad_to_multiple_of))
+    if data.batches.packing:
+        raise_problems(packing_problems(task, data.batches.group_by_length, data.batches.multiple))
     length = data.max_length or getattr(task, "block_length", None) or cli.model.longest_input or UNKNOWN_LENGTH
     notes = [f"{cause}: every row is taken to have {length:,} tokens, all trained"]
     _bind(cli, length)
@@ -180,13 +180,13 @@ def _assumed(cli: TrainerCLI, cause: str) -> Workload:
         log.warning(note)
     sides = _texts_a_row(task)
     budget = _batch_tokens(cli, sides * length)
-    size = data.batch_size if budget is None else max(1, budget // (sides * length))
+    size = data.batches.size if budget is None else max(1, budget // (sides * length))
     pairs = attended_pairs([length] * sides * size, is_causal(task))
-    make = _synthetic_packed if data.packing else _synthetic
+    make = _synthetic_packed if data.batches.packing else _synthetic
     return Workload(
         batch=lambda rows: _with_reference(cli, make(task, rows, length), rows),
         rows=size,
-        length=sides * size * length if data.packing else length,
+        length=sides * size * length if data.batches.packing else length,
         tokens=float(sides * size * length),
         padding=0.0,
         decoder_tokens=float(size * length) if task.auto_class == "AutoModelForSeq2SeqLM" else 0.0,
@@ -195,7 +195,7 @@ def _assumed(cli: TrainerCLI, cause: str) -> Workload:
         batches=None,
         rows_in_all=None,
         batch_tokens=budget,
-        packed=data.packing,
+        packed=data.batches.packing,
         notes=tuple(notes),
     )
 

@@ -6,17 +6,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
-import numpy as np
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from lit_hf.data.batching import BatchLoader, default_workers, padded_lengths, row_lengths
+from lit_hf.data.batch_settings import BatchSettings
+from lit_hf.data.batching import BatchLoader, default_workers, row_lengths
 from lit_hf.data.columns import check_columns, check_rows, with_inner_columns
 from lit_hf.data.encoding import Lengths, count_cut, describe, encode, encode_in_memory
 from lit_hf.data.mixing import Mixing, Stopping, load_mixed
-from lit_hf.data.order import Arrangement, BatchOrder
-from lit_hf.data.packing import packing_problems
+from lit_hf.data.order import BatchOrder
 from lit_hf.data.precomputed import Columns, with_columns
 from lit_hf.data.silence import bars_only_at_a_terminal
 from lit_hf.data.sources import Source, Split, load_splits
@@ -24,7 +23,6 @@ from lit_hf.data.stream_sources import FeaturesAlone, load_streamed, streaming_p
 from lit_hf.data.streaming import Stream, StreamLoader, Window
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
 from lit_hf.errors import InputError, Problem, raise_problems
-from lit_hf.randomness import seed_from
 from lit_hf.task import Task
 
 logger = logging.getLogger("lit_hf")
@@ -66,6 +64,7 @@ class LitDataModule(LightningDataModule):
         seed: Seed of the order of rows; follows `seed_everything`.
 
     Attributes:
+        batches: How rows make batches.
         splits: The rows of each split that is prepared.
         encoded: The same as the model's inputs.
         lengths: Their lengths in tokens.
@@ -106,20 +105,15 @@ class LitDataModule(LightningDataModule):
         self.window_rows = window_rows
         self.tokenizer_settings = tokenizer
         self.max_length = max_length
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
-        self.eval_batch_tokens = batch_tokens if eval_batch_size is None else None
-        self.batch_tokens = batch_tokens
-        self.packing = packing
-        self.group_by_length = group_by_length
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.batches = BatchSettings(
+            batch_size, eval_batch_size, batch_tokens, packing, group_by_length, pad_to_multiple_of, seed
+        )
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.num_proc = num_proc
         self.checkpoint = checkpoint
         self.revision = revision
         self.trust_remote_code = trust_remote_code
-        self.seed = seed
         self.tokenizer: Any = None
         self.labels: list[str] | None = None
         self.longest_input: int | None = None
@@ -142,7 +136,7 @@ class LitDataModule(LightningDataModule):
                 elif name not in self.encoded:
                     self.encoded[name], self.lengths[name] = encode(split.rows, self.task, name, self.num_proc)
         if "train" in self.encoded:
-            raise_problems(self._budget_problems(self.encoded["train"]))
+            raise_problems(self.batches.row_problems(self.encoded["train"]))
 
     def _encode_first_window(self, rows: Dataset) -> None:
         encoded = self.encoded["train"] = encode_in_memory(rows, self.task)
@@ -181,7 +175,7 @@ class LitDataModule(LightningDataModule):
         learns = stage == "fit" or self.task.labels is None
         known = train_rows if self.stream is None else cast(Dataset, FeaturesAlone(train_rows.features))
         self.labels = self.task.learn_labels(known) if learns else self.task.labels
-        if self.packing:
+        if self.batches.packing:
             self.task.keep_documents()
         self.task.bind(self.tokenizer, self.labels)
         raise_problems(check_rows(splits, self.task))
@@ -201,28 +195,24 @@ class LitDataModule(LightningDataModule):
         return loaded
 
     def _check_settings(self) -> Iterator[Problem]:
-        counts = ("max_length", "window_rows", "batch_size", "eval_batch_size", "batch_tokens", "pad_to_multiple_of")
-        for key in (*counts, "num_proc"):
-            if (value := getattr(self, key)) is not None and value < 1:
+        batches = self.batches
+        counts = {
+            "max_length": self.max_length,
+            "window_rows": self.window_rows,
+            "batch_size": batches.size,
+            "eval_batch_size": batches.eval_size,
+            "batch_tokens": batches.tokens,
+            "pad_to_multiple_of": batches.multiple,
+            "num_proc": self.num_proc,
+        }
+        for key, value in counts.items():
+            if value is not None and value < 1:
                 yield Problem(f"data.{key}", f"{value} is too small.", "Give 1 or more.")
         if self.num_workers is not None and self.num_workers < 0:
             yield Problem("data.num_workers", f"{self.num_workers} is no number of processes.", "Give 0 or more.")
-        if self.batch_tokens is not None and not self.group_by_length and not self.packing:
-            what = "false does not go with data.batch_tokens, whose batches are of like length."
-            yield Problem("data.group_by_length", what, "Leave one of the two out.")
-        if self.packing:
-            yield from packing_problems(self.task, self.group_by_length, self.pad_to_multiple_of)
+        yield from batches.problems(self.task)
         if isinstance(self.source, Source) and self.source.streaming:
-            yield from streaming_problems(self.tokenizer_settings.train is not None, self.packing, self.batch_tokens)
-
-    def _budget_problems(self, encoded: Dataset) -> Iterator[Problem]:
-        """Find training rows that no batch has room for."""
-        if self.batch_tokens is None:
-            return
-        longest = int(self._lengths(encoded, in_tokens=True, packed=self.packing).max(initial=0))
-        if longest > self.batch_tokens:
-            what = f"the longest training row takes {longest:,} tokens, a batch has {self.batch_tokens:,}."
-            yield Problem("data.batch_tokens", what, f"Give {longest} or more, or lower data.max_length.")
+            yield from streaming_problems(self.tokenizer_settings.train is not None, batches.packing, batches.tokens)
 
     def _splits_to_load(self, stage: Stage) -> tuple[str, ...]:
         """Name the splits of a stage, and the training rows where tokenizer or labels come from them."""
@@ -256,11 +246,10 @@ class LitDataModule(LightningDataModule):
             compute: Returns columns of the rows of all batches, in the order of the batches.
             key: Stands for everything that the columns depend on beside the encoded rows.
         """
-        tokens = self._tokens(self.encoded["train"])  # batches as large as in training, whose memory is provided for
+        tokens = self.batches.training_tokens(self.encoded["train"])  # evaluation's may take more memory than there is
         for name, split in self.splits.items():
             encoded = self.encoded[name]
-            lengths = self._lengths(encoded, in_tokens=tokens is not None)
-            order = BatchOrder(lengths, self.batch_size, "sorted", batch_tokens=tokens)
+            order = self.batches.computing_order(encoded, tokens)
             self.encoded[name] = with_columns(encoded, split.rows, self.task, name, order, compute, key)
 
     @property
@@ -282,8 +271,8 @@ class LitDataModule(LightningDataModule):
         if self.stream is not None:
             return self._stream_loader(self.stream)
         encoded = self.encoded["train"]
-        order, tokens = self.training_order(encoded), self._tokens(encoded)
-        size = f"up to {tokens:,} tokens" if tokens else f"{self.batch_size} rows"
+        order, tokens = self.training_order(encoded), self.batches.training_tokens(encoded)
+        size = f"up to {tokens:,} tokens" if tokens else f"{self.batches.size} rows"
         logger.info("train: %s batches of %s, padding %.1f%%", f"{len(order):,}", size, 100 * order.padding_share)
         accumulate, limit = self._steps
         settings = {"num_workers": self._workers, "accumulate": accumulate, "limit": limit}
@@ -302,7 +291,7 @@ class LitDataModule(LightningDataModule):
             raise_problems(check_columns({"train": window.split}, self.task))
             raise_problems(check_rows({"train": window.split}, self.task))
             encoded = encode_in_memory(window.split.rows, self.task)
-            raise_problems(self._budget_problems(encoded))
+            raise_problems(self.batches.row_problems(encoded))
         return self._loader(encoded, self.training_order(encoded, window.place.window), training=True)
 
     def training_order(self, encoded: Dataset, window: int = 0) -> BatchOrder:
@@ -312,19 +301,8 @@ class LitDataModule(LightningDataModule):
             encoded: The rows, or those of a window of a stream.
             window: The window's number.
         """
-        arrangement: Arrangement = "grouped" if self.group_by_length else "shuffled"
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            arrangement = "sorted"  # the same batches in every epoch
-        elif self.packing:
-            arrangement = "packed"
-        seed = seed_from("window", self.seed, window) if window else self.seed
-        return self._order(encoded, self.batch_size, self._tokens(encoded), arrangement, seed)
-
-    def _tokens(self, encoded: Dataset) -> int | None:
-        """Return the tokens of a training batch; None where it is made of rows."""
-        if self.batch_tokens is None and self.packing:
-            return self.batch_size * int(row_lengths(encoded).max())
-        return self.batch_tokens
+        overfits = self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        return self.batches.training_order(encoded, self._shard(), window, repeats=overfits)
 
     @property
     def _steps(self) -> tuple[int, int | float]:
@@ -352,28 +330,14 @@ class LitDataModule(LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> BatchLoader:
         encoded = self.encoded[split]
-        order = self._order(encoded, self.eval_batch_size, self.eval_batch_tokens, "sorted", self.seed)
+        order = self.batches.evaluation_order(encoded, self._shard())
         return self._loader(encoded, order, num_workers=self._workers)
-
-    def _order(
-        self, encoded: Dataset, batch_size: int, tokens: int | None, arrangement: Arrangement, seed: int
-    ) -> BatchOrder:
-        rank, world_size = self._shard()
-        lengths = self._lengths(encoded, in_tokens=tokens is not None, packed=arrangement == "packed")
-        return BatchOrder(lengths, batch_size, arrangement, seed, rank, world_size, tokens)
-
-    def _lengths(self, encoded: Dataset, in_tokens: bool, packed: bool = False) -> np.ndarray:
-        """Return the lengths by which encoded rows are grouped, or what each takes of a number of tokens."""
-        if packed or not in_tokens:
-            return row_lengths(encoded)
-        step = self.pad_to_multiple_of or 1
-        return -(-padded_lengths(encoded) // step) * step
 
     def _loader(self, encoded: Dataset, order: BatchOrder, *, training: bool = False, **settings: Any) -> BatchLoader:
         collator = self.task.packing_collator() if order.arrangement == "packed" else None
         return BatchLoader(
             encoded,
-            collator or self.task.collator(training=training, pad_to_multiple_of=self.pad_to_multiple_of),
+            collator or self.task.collator(training=training, pad_to_multiple_of=self.batches.multiple),
             order,
             pin_memory=self._is_on_gpu if self.pin_memory is None else self.pin_memory,
             is_trial=lambda: self.trainer is not None and self.trainer.sanity_checking,

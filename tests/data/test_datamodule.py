@@ -113,7 +113,10 @@ def test_batches_are_padded_to_their_longest_row(source: Source, tiny_text_model
 
 
 def test_evaluation_batches_are_twice_as_large_by_default(source: Source, tiny_text_model: Path) -> None:
-    assert module(source, tiny_text_model, batch_size=7).eval_batch_size == 14
+    data = module(source, tiny_text_model, batch_size=2)
+    data.prepare("fit")
+
+    assert [batch["sizes"].rows for batch in data.val_dataloader()] == [4, 1]
 
 
 def test_a_token_budget_takes_the_place_of_a_number_of_rows(
@@ -223,7 +226,6 @@ def test_columns_and_settings_are_checked(source: Source, tiny_text_model: Path,
     assert problems(module(source, tiny_text_model, batch_size=0, max_length=-1)) == [
         "data.max_length: -1 is too small.",
         "data.batch_size: 0 is too small.",
-        "data.eval_batch_size: 0 is too small.",
     ]
 
 

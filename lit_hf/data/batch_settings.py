@@ -86,14 +86,12 @@ class BatchSettings:
         size, tokens = (2 * self.size, self.tokens) if self.eval_size is None else (self.eval_size, None)
         return self._order(encoded, size, tokens, "sorted", self.seed, shard)
 
-    def computing_order(self, encoded: Dataset, tokens: int | None) -> BatchOrder:
-        """Return an order in which one process computes something of all rows, in batches as large as in training.
+    def computing_order(self, encoded: Dataset) -> BatchOrder:
+        """Return an order in which one process computes something of all rows.
 
-        Args:
-            encoded: The rows.
-            tokens: Tokens of a training batch; None where it is made of rows.
+        Its batches are as large as training's, which there is memory for; evaluation's may be larger.
         """
-        return self._order(encoded, self.size, tokens, "sorted", self.seed, (0, 1))
+        return self._order(encoded, self.size, self.training_tokens(encoded), "sorted", self.seed, (0, 1))
 
     def _order(
         self, encoded: Dataset, size: int, tokens: int | None, arrangement: Arrangement, seed: int, shard: Shard

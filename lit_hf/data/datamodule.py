@@ -246,10 +246,9 @@ class LitDataModule(LightningDataModule):
             compute: Returns columns of the rows of all batches, in the order of the batches.
             key: Stands for everything that the columns depend on beside the encoded rows.
         """
-        tokens = self.batches.training_tokens(self.encoded["train"])  # evaluation's may take more memory than there is
         for name, split in self.splits.items():
             encoded = self.encoded[name]
-            order = self.batches.computing_order(encoded, tokens)
+            order = self.batches.computing_order(encoded)
             self.encoded[name] = with_columns(encoded, split.rows, self.task, name, order, compute, key)
 
     @property

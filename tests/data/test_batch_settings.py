@@ -39,8 +39,8 @@ def test_evaluation_batches_are_twice_as_large_or_as_asked_for_or_have_the_token
 
 
 def test_what_is_computed_of_all_rows_is_in_batches_as_large_as_in_training():
-    assert sizes(settings(eval_size=5).computing_order(ROWS, None)) == [2, 2, 1]
-    assert sizes(settings(eval_size=5, tokens=10).computing_order(ROWS, 10)) == [1, 1, 2, 1]
+    assert sizes(settings(eval_size=5).computing_order(ROWS)) == [2, 2, 1]
+    assert sizes(settings(eval_size=5, tokens=10).computing_order(ROWS)) == [1, 1, 2, 1]
 
 
 def test_windows_of_a_stream_have_orders_of_their_own():

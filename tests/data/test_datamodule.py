@@ -152,8 +152,12 @@ def test_columns_are_computed_of_batches_that_are_no_larger_than_in_training(
 
     del data.splits["validation"]
     data.add_columns(compute, f"{settings}")
+    evaluated = module(source, tiny_text_model, **settings)
+    evaluated.prepare("test")
+    evaluated.add_columns(lambda batches: {"one": [2.0] * 3}, f"{settings}")
 
     assert data.encoded["train"]["one"][:] == [1.0] * 21
+    assert evaluated.encoded["test"]["one"][:] == [2.0] * 3
     assert max(sizes.rows for sizes in seen) == rows
     assert max(sizes.padded_tokens for sizes in seen) == tokens
 

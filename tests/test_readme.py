@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,20 @@ def test_the_whole_config_of_the_readme_parses(tmp_path: Path) -> None:
 
     assert cli.run.path == Path("runs/reviews")
     assert cli.resolved["model"]["adapter"]["init_args"]["lora_alpha"] == 16
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/support-matrix.md"])
+def test_the_keys_that_documents_name_are_there(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    keys = set(re.findall(r"`((?:model|data|trainer)(?:\.[a-z_]+)+)(?=[`:])", text))
+
+    cli = TrainerCLI(["--config", str(ROOT / "configs/quickstart.yaml")])
+
+    assert {key for key in keys if not _is_there(cli.resolved, key.split("."))} == set()
+
+
+def _is_there(values: Any, names: list[str]) -> bool:
+    return not names or (isinstance(values, Mapping) and names[0] in values and _is_there(values[names[0]], names[1:]))
 
 
 def test_the_python_of_the_readme_compiles() -> None:

@@ -92,26 +92,7 @@ def load_tokenizer(
     Raises:
         InputError: If there is none, or it cannot be loaded.
     """
-    if settings.train is not None and settings.checkpoint is not None:
-        raise InputError(
-            Problem("data.tokenizer", "a tokenizer is both named and to be trained.", "Leave out checkpoint or train.")
-        )
-    if settings.checkpoint is not None:
-        tokenizer = _load(settings.checkpoint, settings.revision, trust_remote_code, "data.tokenizer.checkpoint")
-    elif checkpoint is not None:
-        if settings.train is not None:  # the config of a model from scratch, run on a pretrained one
-            logger.info("tokenizer: that of the checkpoint; data.tokenizer.train is not used beside one")
-        tokenizer = _load(checkpoint, revision, trust_remote_code, "model.checkpoint")
-    elif settings.train is not None:
-        tokenizer = _trained(settings.train, rows, columns)
-    else:
-        raise InputError(
-            Problem(
-                "data.tokenizer",
-                "no tokenizer is named, and there is no model.checkpoint to take it from.",
-                "Name one (data.tokenizer.checkpoint), or train one (data.tokenizer.train: {vocab_size: 8000}).",
-            )
-        )
+    tokenizer = _chosen(settings, rows, columns, checkpoint, revision, trust_remote_code)
     if max_length is not None:
         tokenizer.model_max_length = max_length
     if settings.chat_template is not None:
@@ -120,6 +101,35 @@ def load_tokenizer(
     if settings.add_tokens:
         tokenizer.add_tokens(settings.add_tokens)
     return tokenizer
+
+
+def _chosen(
+    settings: TokenizerSettings,
+    rows: Dataset | None,
+    columns: Sequence[str],
+    checkpoint: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedTokenizerBase:
+    if settings.train is not None and settings.checkpoint is not None:
+        raise InputError(
+            Problem("data.tokenizer", "a tokenizer is both named and to be trained.", "Leave out checkpoint or train.")
+        )
+    if settings.checkpoint is not None:
+        return _load(settings.checkpoint, settings.revision, trust_remote_code, "data.tokenizer.checkpoint")
+    if checkpoint is not None:
+        if settings.train is not None:  # the config of a model from scratch, run on a pretrained one
+            logger.info("tokenizer: that of the checkpoint; data.tokenizer.train is not used beside one")
+        return _load(checkpoint, revision, trust_remote_code, "model.checkpoint")
+    if settings.train is not None:
+        return _trained(settings.train, rows, columns)
+    raise InputError(
+        Problem(
+            "data.tokenizer",
+            "no tokenizer is named, and there is no model.checkpoint to take it from.",
+            "Name one (data.tokenizer.checkpoint), or train one (data.tokenizer.train: {vocab_size: 8000}).",
+        )
+    )
 
 
 def _chat_template(given: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
         if (problem := explained(error, cli.in_hand, cli.resolved)) is None:
             raise
         if trainer.is_global_zero and cli.run.read_record().get("state") == "running":
-            cli.run.update_record(state="failed")  # torch tells of a lost worker once more while this is recorded
+            with suppress(OSError):  # the disk may be what failed
+                cli.run.update_record(state="failed")  # torch tells of a lost worker once more while this is recorded
         raise TrainingError(problem._replace(cure=f"{problem.cure} {_kept(cli.run)}")) from error
 
 

@@ -292,4 +292,4 @@ def _merge(model: PreTrainedModel, name: str) -> PreTrainedModel:
         text = " ".join(str(error).split())
         raise InputError(Problem("model.merge_adapters", f"{name} cannot be merged: {text}.")) from error
     log.info("adapter %s: merged into the base model", name)
-    return merged
+    return merged.requires_grad_(True)  # PEFT froze it

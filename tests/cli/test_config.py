@@ -193,10 +193,10 @@ def test_a_wrong_key_or_class_is_told_with_its_cure(parser, text, where, what, c
     assert cure is None or found_cure == cure
 
 
-def test_an_unknown_task_names_the_nearest_and_all(parser):
+def test_an_unknown_task_names_the_nearest(parser):
     ((where, what, cure),) = problems(parser, "task: {class_path: TextClasification, init_args: {no: matter}}\n")
     assert (where, what) == ("task (a.yaml:1)", "there is no Task named 'TextClasification'.")
-    assert cure.startswith("Did you mean 'TextClassification'? There is: ") and "TextClassification" in cure[35:]
+    assert cure.startswith("Did you mean 'TextClassification'?")
 
 
 def test_a_missing_task_names_those_there_are(parser):

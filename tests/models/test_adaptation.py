@@ -87,6 +87,7 @@ def test_an_adapter_to_start_from_has_its_weights_and_trains(task, tiny_text_mod
 def test_adapters_are_merged_one_after_the_other(task, tiny_text_model, tmp_path):
     folders = [trained(tmp_path / str(seed), tiny_text_model, seed=seed) for seed in (1, 2)]
     model = build(task, tiny_text_model, Adaptation(merged=folders))
+    assert all(parameter.requires_grad for parameter in model.parameters())
     expected = AutoModelForSequenceClassification.from_pretrained(tiny_text_model, num_labels=2)
     for folder in folders:
         expected = PeftModel.from_pretrained(expected, folder).merge_and_unload()

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,7 +104,8 @@ class RunRecorder(Callback):
         """Record the end and its cause: `preempted` where the process was told to stop (SIGINT, SIGTERM)."""
         told_to_stop = isinstance(exception, KeyboardInterrupt | SystemExit)
         error = {"type": type(exception).__name__, "message": without_secrets(str(exception))}
-        self._end(trainer, pl_module, "preempted" if told_to_stop else "failed", error)
+        with suppress(OSError):  # the disk may be full, and the cause is what must be told
+            self._end(trainer, pl_module, "preempted" if told_to_stop else "failed", error)
 
     def _end(self, trainer: Trainer, pl_module: LightningModule, state: str, error: dict[str, str] | None) -> None:
         if self._started is None:

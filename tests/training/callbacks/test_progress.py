@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_hf.run import RunFolder
+from lit_hf.training.callbacks.checkpoints import RunCheckpoints
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.throughput import Throughput
+from lit_hf.training.saving import CheckpointFiles, Writer
 from tests.training.callbacks.tiny import Batches, Clock, Stream, TinyModule, tiny_trainer
 
 
@@ -66,12 +68,12 @@ def show(
 
 
 def test_a_log_has_a_line_for_each_epoch_and_each_validation(tmp_path: Path) -> None:
-    best = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
+    best = RunCheckpoints(RunFolder(tmp_path), writer := Writer(), "val/accuracy", "max")
     module = TinyModule(lambda _, loss: loss * 0 + 0.5, val_losses=[0.6, 0.2, 0.4])
 
     lines = show(
         tmp_path, io.StringIO(), module, callbacks=[best], enable_checkpointing=True, max_epochs=3,
-        num_sanity_val_steps=1,
+        num_sanity_val_steps=1, plugins=[CheckpointFiles(writer)],
     )  # fmt: skip
 
     assert lines == [
@@ -85,10 +87,11 @@ def test_a_log_has_a_line_for_each_epoch_and_each_validation(tmp_path: Path) -> 
 
 
 def test_the_best_is_the_least_where_less_is_better(tmp_path: Path) -> None:
-    best = ModelCheckpoint(tmp_path, monitor="val/loss", mode="min")
+    best = RunCheckpoints(RunFolder(tmp_path), writer := Writer(), "val/loss", "min")
     module = TinyModule(val_losses=[0.6, 0.2, 0.4])
 
-    lines = show(tmp_path, io.StringIO(), module, callbacks=[best], enable_checkpointing=True, max_epochs=3)
+    settings = {"enable_checkpointing": True, "max_epochs": 3, "plugins": [CheckpointFiles(writer)]}
+    lines = show(tmp_path, io.StringIO(), module, callbacks=[best], **settings)
 
     assert [line.endswith("(best so far)") for line in lines[1::2]] == [True, True, False]
 

@@ -80,6 +80,8 @@ def publish(folder: Path, manifest: Manifest) -> None:
         manifest: What it holds; its files are filled in here.
     """
     partial = partial_folder(folder)
+    if not (partial / STATE).exists():
+        raise FileNotFoundError(f"{folder.name} has no {STATE}")
     files = {str(path.relative_to(partial)): _describe(path) for path in _files(partial)}
     whole = {**asdict(manifest), "best": manifest.best._asdict(), "files": files}
     (partial / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")

@@ -28,12 +28,13 @@ class Writer:
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
         self._error: BaseException | None = None
+        self._is_raised = False
         self._last: Future[None] | None = None
 
     @property
     def has_failed(self) -> bool:
         """Whether something went wrong that was not raised yet."""
-        return self._error is not None
+        return self._error is not None and not self._is_raised
 
     def submit(self, work: Callable[[], object]) -> None:
         """Do this after what was submitted before, unless that goes wrong."""
@@ -47,10 +48,11 @@ class Writer:
         Raises:
             TrainingError: If a checkpoint could not be written.
         """
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self.has_failed:
+            error, self._is_raised = self._error, True
             if isinstance(error, TrainingError):
                 raise error
+            assert error is not None
             raise TrainingError(_unwritten(error)) from error
 
     def wait(self) -> None:

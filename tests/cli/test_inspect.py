@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,7 @@ def test_a_terminal_gets_colours_and_no_marks(chat, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("rich.console.Console._environ", os.environ)  # rich keeps that of its import
     assert inspect(chat, "-n", "1") == 0
     shown = capsys.readouterr().out
     assert "\x1b[1;32mA colour.<|im_end|>\x1b[0m" in shown

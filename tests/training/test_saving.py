@@ -33,6 +33,9 @@ def test_after_an_error_nothing_more_is_done_and_it_is_raised_once():
     with pytest.raises(TrainingError, match="could not be written: the disk is gone"):
         writer.check()
     writer.check()
+    writer.submit(lambda: done.append(2))  # such as its publication, which was on its way
+    writer.wait()
+    assert done == []
 
 
 def test_errors_of_our_own_are_raised_as_they_are():

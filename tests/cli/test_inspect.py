@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,15 +136,14 @@ def test_of_a_scored_pair_both_sides_are_seen_and_none_of_their_tokens_is_traine
     assert "rejected_input_ids: 4 tokens, 1 padding\nis it night no<<pad> x 1>\n" in shown
 
 
-def test_a_terminal_gets_colours_and_no_marks(chat, capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("rich.console.Console._environ", os.environ)  # rich keeps that of its import
-    assert inspect(chat, "-n", "1") == 0
-    shown = capsys.readouterr().out
-    assert "\x1b[1;32mA colour.<|im_end|>\x1b[0m" in shown
-    assert "[[" not in shown
+def test_a_terminal_gets_colours_and_no_marks(chat):
+    # a process of its own: rich decides on colours by the environment of its import
+    environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    command = [sys.executable, "-m", "lit_hf", "inspect", "-c", chat, "-n", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "\x1b[1;32mA colour.<|im_end|>\x1b[0m" in done.stdout
+    assert "[[" not in done.stdout
 
 
 def test_nothing_in_the_data_steers_the_terminal(in_folder, tmp_path_factory, capsys):

@@ -29,7 +29,7 @@ def disk(tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no file system can be mounted here")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a checkpoint may still be mapped
 
 
 @pytest.fixture

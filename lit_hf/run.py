@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 
 import yaml
 
-from lit_hf.checkpoints import STATE, Damaged, newest_valid, verify
+from lit_hf.checkpoints import STATE, Damaged, newest_valid, read_manifest, verify
 from lit_hf.errors import InputError, Problem
 
 
@@ -48,9 +48,10 @@ class RunFolder:
         newest, _ = newest_valid(self.checkpoints)
         if newest is None or which == "last":
             return newest and newest / STATE
-        best = newest.with_name(verify(newest).best.name)
+        best = newest.with_name(read_manifest(newest).best.name)
         try:
-            verify(best)
+            if best != newest:  # which is verified already
+                verify(best)
         except Damaged:
             return None
         return best / STATE

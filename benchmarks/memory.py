@@ -121,9 +121,9 @@ def measure(name: str) -> dict[str, Any]:
     import torch
     from lightning.pytorch import Callback, Trainer
 
-    from lit_hf.cli.machine import Machine
-    from lit_hf.cli.planning import Planner
-    from lit_hf.cli.workload import read_workload
+    from lit_hf.planning.machine import Machine
+    from lit_hf.planning.planner import Planner
+    from lit_hf.planning.workload import read_workload
 
     on_gpu = torch.cuda.is_available()
 

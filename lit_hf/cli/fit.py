@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest
-from lit_hf.checks import monitored
+from lit_hf.cli.checks import monitored
 from lit_hf.cli.export import export_run
 from lit_hf.cli.failures import explained
 from lit_hf.cli.resuming import FLAG, Resumption

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from lit_hf.cli.sequences import Piece
     from lit_hf.cli.trainer import TrainerCLI
+    from lit_hf.data.sequences import Piece
 
 SPLITS = ("train", "validation", "test")
 
@@ -73,7 +73,7 @@ class _Page:
         self.coloured = console.is_terminal and not console.no_color
 
     def show(self, count: int) -> None:
-        from lit_hf.cli.sequences import read_batch
+        from lit_hf.data.sequences import read_batch
 
         features = [self.encoded[index] for index in range(min(count, len(self.encoded)))]
         collate = self.task.collator(training=self.split == "train", pad_to_multiple_of=self.data.batches.multiple)
@@ -156,7 +156,7 @@ class _Page:
         return Text(marks.get(state, "{}").format(text), style=STYLES[state])
 
     def _show_summary(self) -> None:
-        from lit_hf.cli.sequences import count_trained
+        from lit_hf.data.sequences import count_trained
 
         self.console.print()
         self.console.print(f"{self.split}: {len(self.encoded):,} inputs; {self.data.lengths[self.split]}", markup=False)

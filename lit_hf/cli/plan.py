@@ -21,15 +21,15 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     options, rest = parser.parse_known_args(argv)
     if options.gpu is not None:
-        from lit_hf.models.rates import find_gpu
+        from lit_hf.models.devices import find_gpu
 
         find_gpu(options.gpu)  # told before anything is loaded
 
-    from lit_hf.cli.machine import find_machine
-    from lit_hf.cli.plan_page import as_json, show
-    from lit_hf.cli.planning import Planner
     from lit_hf.cli.trainer import TrainerCLI, with_run_config
-    from lit_hf.cli.workload import read_workload
+    from lit_hf.planning.machine import find_machine
+    from lit_hf.planning.page import as_json, show
+    from lit_hf.planning.planner import Planner
+    from lit_hf.planning.workload import read_workload
 
     cli = TrainerCLI(with_run_config(rest), "plan")
     machine = find_machine(cli, options)

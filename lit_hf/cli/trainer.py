@@ -20,7 +20,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from peft import PeftConfig
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
-from lit_hf.checks import (
+from lit_hf.cli import safety
+from lit_hf.cli.adapter_settings import complete
+from lit_hf.cli.arguments import read_arguments
+from lit_hf.cli.checks import (
     callback_problems,
     clipping_problems,
     disk_problems,
@@ -34,9 +37,6 @@ from lit_hf.checks import (
     streaming_problems,
     validation_problems,
 )
-from lit_hf.cli import safety
-from lit_hf.cli.adapter_settings import complete
-from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
 from lit_hf.data.encoding import tokenizer_fingerprint

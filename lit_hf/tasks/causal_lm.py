@@ -22,8 +22,8 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.losses.tokens import TokenOutput, smoothing_problems, token_loss
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,8 +13,8 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenCl
 from lit_hf.data.blocks import cut_blocks, document_problems, is_blank, resolve_length, text_problems
 from lit_hf.data.cells import Cells
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.losses.tokens import TokenOutput, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -24,8 +24,8 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.losses.tokens import token_log_probs
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import token_log_probs
 
 if TYPE_CHECKING:
     from datasets import Dataset

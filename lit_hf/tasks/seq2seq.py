@@ -13,8 +13,8 @@ from transformers import DataCollatorForSeq2Seq
 from lit_hf.data.cells import Cells
 from lit_hf.errors import Problem, nearest, raise_problems
 from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
+from lit_hf.losses.tokens import smoothing_problems, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset

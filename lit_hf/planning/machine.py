@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from lit_hf.checks import UNIFIED
+from lit_hf.cli.checks import UNIFIED
 from lit_hf.cli.trainer import TrainerCLI, device_type
 from lit_hf.errors import InputError, Problem
-from lit_hf.models.memory import PRECISIONS
-from lit_hf.models.rates import GB, GPUS, TERA, find_gpu, gpu_name, peak_flops
+from lit_hf.models.devices import GB, GPUS, TERA, find_gpu, gpu_name, peak_flops
+from lit_hf.planning.memory import PRECISIONS
 from lit_hf.training.precision import default_precision
 
 USABLE = 0.9

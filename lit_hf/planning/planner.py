@@ -8,17 +8,17 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from lit_hf.cli.machine import Machine, compute_dtype
-from lit_hf.cli.plan_changes import Case, Change, changes
-from lit_hf.cli.plan_time import Time, estimate_time
 from lit_hf.cli.trainer import TrainerCLI
-from lit_hf.cli.workload import Workload
 from lit_hf.errors import InputError, Problem
-from lit_hf.models import layouts
 from lit_hf.models.accounting import Parameters, count_parameters
-from lit_hf.models.layouts import ALONE, DDP, FSDP2, TENSOR_PARALLEL, Layout
-from lit_hf.models.memory import PRECISIONS, Setting, step_memory
-from lit_hf.models.rehearsal import Peaks
+from lit_hf.planning import layouts
+from lit_hf.planning.changes import Case, Change, changes
+from lit_hf.planning.layouts import ALONE, DDP, FSDP2, TENSOR_PARALLEL, Layout
+from lit_hf.planning.machine import Machine, compute_dtype
+from lit_hf.planning.memory import PRECISIONS, Setting, step_memory
+from lit_hf.planning.rehearsal import Peaks
+from lit_hf.planning.timing import Time, estimate_time
+from lit_hf.planning.workload import Workload
 from lit_hf.training.module import LitModule
 from lit_hf.training.optimizers import build_optimizer, parameter_groups
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lit_hf.cli.sequences import count_trained
 from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.data.order import BatchOrder
 from lit_hf.data.packing import packing_problems
+from lit_hf.data.sequences import count_trained
 from lit_hf.errors import InputError, raise_problems
 from lit_hf.hub import HubProblem, is_local
 from lit_hf.models.flops import attended_pairs

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from lit_hf.cli.machine import Machine
 from lit_hf.cli.trainer import epochs
-from lit_hf.cli.workload import Workload
 from lit_hf.models.flops import flop_rates
-from lit_hf.models.layouts import Layout
+from lit_hf.planning.layouts import Layout
+from lit_hf.planning.machine import Machine
+from lit_hf.planning.workload import Workload
 
 RECOMPUTED = 4 / 3
 """Work of a step with gradient checkpointing: forward, a third of it, is done twice (Chen et al., "Training Deep Nets

@@ -17,13 +17,13 @@ from transformers import BitsAndBytesConfig
 
 from lit_hf.errors import InputError
 from lit_hf.models.adaptation import Adaptation
-from lit_hf.models.layouts import FSDP2
-from lit_hf.models.memory import Setting
-from lit_hf.models.rates import GPUS
+from lit_hf.models.devices import GPUS
+from lit_hf.planning.layouts import FSDP2
+from lit_hf.planning.memory import Setting
 from lit_hf.training.module import LitModule
 
 if TYPE_CHECKING:
-    from lit_hf.cli.planning import Planner
+    from lit_hf.planning.planner import Planner
 
 REFUSALS = (InputError, ImportError, ValueError, DynamicOutputShapeException, UnsupportedOperatorException)
 """What a way to train that a model does not have ends in: a library's word, a missing one, or a step that cannot be

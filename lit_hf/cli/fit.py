@@ -19,11 +19,12 @@ from lit_hf.cli.export import export_run
 from lit_hf.cli.failures import explained
 from lit_hf.cli.resuming import FLAG, Resumption
 from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
-from lit_hf.cli.trainer import TrainerCLI, epochs
+from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
 from lit_hf.models.quantization import name_of
 from lit_hf.run import RunFolder
+from lit_hf.training.settings import epochs
 
 log = logging.getLogger(__name__)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_hf.cli.options import Parser
+from lit_hf.cli.options import Parser, positive
 from lit_hf.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ SHOWN_VALUES = 60
 def run(argv: Sequence[str]) -> None:
     """Show the first rows of a split."""
     parser = Parser("inspect", "Show the first rows of a split as the model will see them.", add_help=False)
-    parser.add_argument("-n", type=_positive, default=3)
+    parser.add_argument("-n", type=positive, default=3)
     parser.add_argument("--split", choices=SPLITS, default="train")
     options, rest = parser.parse_known_args(argv)
 
@@ -41,13 +40,6 @@ def run(argv: Sequence[str]) -> None:
     _prepare(cli, options.split)
     console = Console(highlight=False, soft_wrap=True)
     _Page(console, cli, options.split).show(options.n)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0.")
-    return number
 
 
 def _prepare(cli: TrainerCLI, split: str) -> None:

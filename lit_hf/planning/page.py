@@ -15,7 +15,8 @@ from rich.table import Table
 from lit_hf.planning.changes import Change
 from lit_hf.planning.layouts import ALONE, FSDP2, TENSOR_PARALLEL, Layout
 from lit_hf.planning.machine import USABLE
-from lit_hf.planning.planner import Plan, Planner
+from lit_hf.planning.plan import Plan
+from lit_hf.planning.planner import Planner
 from lit_hf.planning.timing import RECOMPUTED
 
 WIDTH = 120

@@ -171,6 +171,10 @@ class CausalLM(Task):
         """Return what lays documents side by side."""
         return PackingCollator()
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a block, all of it trained."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
+
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss over the predicted tokens."""
         inputs = {name: value for name, value in batch.items() if name != "text_bytes"}

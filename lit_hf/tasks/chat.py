@@ -278,6 +278,10 @@ class Chat(Task):
         """Return what lays conversations side by side."""
         return PackingCollator()
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return an answer without a question."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
+
     # model
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:

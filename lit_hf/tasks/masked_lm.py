@@ -161,6 +161,12 @@ class MaskedLM(Task):
         pad = DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
         return _MaskingCollator(mask, pad, training)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return words of one token each, which are masked as any others."""
+        row: dict[str, Any] = {"input_ids": [0] * length, "attention_mask": [1] * length}
+        words = {"offset_mapping": _touching(range(length))} if self.whole_word else {}
+        return {**row, **words, "special_tokens_mask": [0] * length}
+
     # model
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:

@@ -191,6 +191,10 @@ class Seq2Seq(Task):
         pad = DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
         return _ReferencesBeside(pad, keep=not training and self.predict_with_generate)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a source and a target that are both full."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
+
     # model
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:

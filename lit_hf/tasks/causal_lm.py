@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from tokenizers.processors import TemplateProcessing
 from transformers import DataCollatorForTokenClassification
 
-from lit_hf.data.blocks import byte_sizes, cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.data.blocks import byte_sizes, cut_blocks, resolve_length
 from lit_hf.data.cells import Cells
 from lit_hf.data.packing import PackingCollator
+from lit_hf.data.texts import document_problems, is_blank, text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.evaluation.decoding import (
     GREEDY,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lit_hf.data.blocks import text_problems
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import Problem, raise_problems
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 

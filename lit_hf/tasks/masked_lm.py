@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenClassification
 
-from lit_hf.data.blocks import cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.data.blocks import cut_blocks, resolve_length
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import document_problems, is_blank, text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.losses.tokens import TokenOutput, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import DataCollatorForMultipleChoice
 
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ class MultipleChoice(Task):
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing, other numbers of choices than in most rows, and labels that are no choice."""
         for column in self._texts:
-            if wrong := [row for row, value in enumerate(Cells(rows, column)) if not _is_text(value)]:
-                yield RowProblem(wrong, column, "the text is missing or empty.", "Fill it in or remove the row.")
+            yield from text_problems(Cells(rows, column), column)
         choices = self._choices({column: rows[column][:] for column in self.input_columns})
         yield from self._choice_problems(choices)
         if self.label in rows.column_names:

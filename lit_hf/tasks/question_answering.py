@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.evaluation.spans import Reading, Window, read_windows
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
@@ -115,11 +116,7 @@ class QuestionAnswering(Task):
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find questions and contexts without text, and answers that are missing or not in their context."""
         for column in self.input_columns:
-            values = Cells(rows, column)
-            if wrong := [i for i, value in enumerate(values) if value is not None and not isinstance(value, str)]:
-                yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")
-            if empty := [i for i, value in enumerate(values) if value is None or _is_blank(value)]:
-                yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
+            yield from text_problems(Cells(rows, column), column)
         if self.answers in rows.column_names:
             yield from self._answer_problems(rows)
 
@@ -300,10 +297,6 @@ def _target(window: Window, starts: Sequence[int]) -> tuple[int, int]:
     if first > last:
         return window.null_position, window.null_position
     return window.first + first, window.first + last
-
-
-def _is_blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
 
 
 def _is_answers(value: Any) -> bool:

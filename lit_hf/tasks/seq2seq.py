@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import DataCollatorForSeq2Seq
 
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import Problem, nearest, raise_problems
 from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
 from lit_hf.losses.tokens import smoothing_problems, token_loss
@@ -161,7 +162,7 @@ class Seq2Seq(Task):
         """Find sources and targets that are missing, empty or no text, and rows without references."""
         for column in (self.source, self.target):
             if column in rows.column_names:
-                yield from _text_problems(column, Cells(rows, column))
+                yield from text_problems(Cells(rows, column), column)
         if self.references is None or self.target not in rows.column_names:
             return
         if self.references in rows.column_names:
@@ -262,15 +263,6 @@ class _ReferencesBeside:
 def _as_list(references: list[str] | str | None, target: str) -> list[str]:
     """Return a row's references: those given, or else its target."""
     return [references] if isinstance(references, str) else list(references or [target])
-
-
-def _text_problems(column: str, values: Sequence[Any]) -> Iterator[RowProblem]:
-    if wrong := [i for i, value in enumerate(values) if value is not None and not isinstance(value, str)]:
-        yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")
-    if empty := [
-        i for i, value in enumerate(values) if value is None or (isinstance(value, str) and not value.strip())
-    ]:
-        yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
 
 
 def _reference_problems(column: str, values: Sequence[Any]) -> Iterator[RowProblem]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lit_hf.data.cells import Cells
 from lit_hf.data.labels import check_order, class_names
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
 from lit_hf.evaluation.report import confusion_report
 from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
@@ -168,16 +169,7 @@ class TextClassification(Task):
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing or empty, and labels that are missing or unknown."""
         for column in self.text:
-            wrong, empty = [], []
-            for index, value in enumerate(Cells(rows, column)):
-                if value is not None and not isinstance(value, str):
-                    wrong.append(index)
-                if value is None or (not str(value).strip() and not self.join):
-                    empty.append(index)
-            if wrong:
-                yield RowProblem(wrong, column, f"this is no text: {rows[wrong[0]][column]!r:.60}.")
-            if empty:
-                yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
+            yield from text_problems(Cells(rows, column), column, may_be_blank=bool(self.join))
         if set(self.label) <= set(rows.column_names):
             for column in self.label:
                 yield from self._label_problems(column, Cells(rows, column))

@@ -249,14 +249,12 @@ class Task(ABC):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """The metrics that can tell the best checkpoint beside `loss`, and whether more or less of them is better."""
-        directions = {name: metric.higher_is_better for name, metric in self.metrics().items()}
-        return {name: "max" if higher else "min" for name, higher in directions.items() if higher is not None}
+        """The metrics that can tell the best checkpoint, and whether more or less of each is better.
 
-    @property
-    def monitor(self) -> str:
-        """The metric that tells the best checkpoint unless the config names one; `loss` is always there."""
-        return "loss"
+        The first one does, unless the config names another. `loss` can in any case, whether it is named here or not.
+        """
+        directions = {"loss": False} | {name: metric.higher_is_better for name, metric in self.metrics().items()}
+        return {name: "max" if higher else "min" for name, higher in directions.items() if higher is not None}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch to the metrics.

@@ -18,8 +18,8 @@ SHARDING = ("fsdp", "modelparallel", "deepspeed")
 
 
 def monitored(task: Task, monitor: str | None) -> str:
-    """Return the metric that tells the best checkpoint: the config's, or the task's own."""
-    return (monitor or task.monitor).removeprefix("val/")
+    """Return the metric that tells the best checkpoint: the config's, or the task's first."""
+    return (monitor or next(iter(task.monitors))).removeprefix("val/")
 
 
 def monitor_mode(task: Task, monitor: str) -> str:
@@ -29,7 +29,7 @@ def monitor_mode(task: Task, monitor: str) -> str:
 
 def monitor_problems(task: Task, monitor: str, has_validation: bool, patience: int | None) -> Iterator[Problem]:
     """Find a metric to monitor that is never logged, or patience that has nothing to wait for."""
-    names = ["loss", *task.monitors]
+    names = {"loss", *task.monitors}
     if monitor not in names:
         yield Problem("monitor", f"no metric is named {monitor!r}.", nearest(monitor, names))
     if patience is not None and not has_validation:

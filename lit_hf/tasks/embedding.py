@@ -136,13 +136,8 @@ class Embedding(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """The single numbers of the retrieval."""
-        return {"recall@1": "max", "recall@5": "max", "recall@10": "max", "mrr": "max"}
-
-    @property
-    def monitor(self) -> str:
-        """The mean reciprocal rank."""
-        return "mrr"
+        """The mean reciprocal rank, and the other single numbers of the retrieval."""
+        return {"mrr": "max", "recall@1": "max", "recall@5": "max", "recall@10": "max"}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add the embeddings of a batch."""

@@ -139,11 +139,6 @@ class MultipleChoice(Task):
         """The accuracy; torchmetrics does not say of a mean that more of it is better."""
         return {"accuracy": "max"}
 
-    @property
-    def monitor(self) -> str:
-        """The accuracy."""
-        return "accuracy"
-
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add which rows of a batch are right."""
         metrics.update((outputs.logits.argmax(-1) == batch["labels"]).float())

@@ -302,8 +302,8 @@ class Preference(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """Accuracy and margin; the loss tells the best checkpoint unless the config names one of them."""
-        return {"accuracy": "max", "margin": "max"}
+        """The loss, accuracy and margin."""
+        return {"loss": "min", "accuracy": "max", "margin": "max"}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's rewards."""

@@ -214,14 +214,9 @@ class QuestionAnswering(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """Exact match and F1; with unanswerable questions also the F1 at the best threshold."""
+        """F1 and exact match; with unanswerable questions also the F1 at the best threshold."""
         best: dict[str, Literal["min", "max"]] = {"best_f1": "max"} if self.unanswerable else {}
-        return {"exact_match": "max", "f1": "max", **best}
-
-    @property
-    def monitor(self) -> str:
-        """F1."""
-        return "f1"
+        return {"f1": "max", "exact_match": "max", **best}
 
     def update(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
         """Add the best span of each window to the metrics."""

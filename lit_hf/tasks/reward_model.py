@@ -159,11 +159,6 @@ class RewardModel(Task):
         """Accuracy and margin."""
         return {"accuracy": "max", "margin": "max"}
 
-    @property
-    def monitor(self) -> str:
-        """Accuracy."""
-        return "accuracy"
-
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's rewards."""
         metrics.update(outputs.logits)

@@ -213,15 +213,12 @@ class Seq2Seq(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """All scores."""
+        """All scores, first ROUGE-L, BLEU or chrF, whichever metric is named first; the loss where none is computed."""
         from lit_hf.evaluation.generation import score_names
 
-        return dict.fromkeys(score_names(self.scores) if self.predict_with_generate else [], "max")
-
-    @property
-    def monitor(self) -> str:
-        """ROUGE-L, BLEU or chrF, whichever metric is named first; the loss where none is computed."""
-        return BEST[self.scores[0]] if self.predict_with_generate else "loss"
+        if not self.predict_with_generate:
+            return {"loss": "min"}
+        return dict.fromkeys([BEST[self.scores[0]], *score_names(self.scores)], "max")
 
     def evaluate(self, model: PreTrainedModel, batch: Batch, metrics: MetricCollection) -> Tensor:
         """Compute the loss, generate, and add the texts to the metrics."""

@@ -275,13 +275,14 @@ class TextClassification(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """All single numbers; torchmetrics does not say of a correlation that more of it is better."""
-        return {"pearson": "max", "spearman": "max", "mse": "min"} if self.kind == "regression" else super().monitors
+        """All single numbers, first accuracy, or micro F1 for several labels a row.
 
-    @property
-    def monitor(self) -> str:
-        """Accuracy, micro F1 for several labels a row, Pearson's correlation for regression."""
-        return {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}[self.kind]
+        For regression first Pearson's correlation: torchmetrics does not say that more of it is better.
+        """
+        if self.kind == "regression":
+            return {"pearson": "max", "spearman": "max", "mse": "min"}
+        best: Literal["accuracy", "f1_micro"] = "accuracy" if self.kind == "single_label" else "f1_micro"
+        return {best: "max", **super().monitors}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's probabilities, or its numbers, to the metrics."""

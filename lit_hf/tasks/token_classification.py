@@ -194,16 +194,11 @@ class TokenClassification(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """The accuracy, and the scores of all entities and of each type."""
+        """F1 over entities, the other scores of all and of each type, and the accuracy, alone where tags name none."""
         types = entity_types(self.labels or [])
         suffixes = ["", *(f"_{kind}" for kind in types)] if types else []
-        names = [f"{name}{suffix}" for suffix in suffixes for name in ("precision", "recall", "f1")]
-        return dict.fromkeys(["accuracy", *names], "max")
-
-    @property
-    def monitor(self) -> str:
-        """F1 over entities; the accuracy where the tags name none."""
-        return "f1" if entity_types(self.labels or []) else "accuracy"
+        names = [f"{name}{suffix}" for suffix in suffixes for name in ("f1", "precision", "recall")]
+        return dict.fromkeys([*names, "accuracy"], "max")
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add the tags of a batch's words, each read from the word's first piece."""

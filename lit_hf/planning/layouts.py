@@ -52,7 +52,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Dimensions:
     """What of a model is gathered at once where its weights are shared out.
 
     Attributes:
@@ -72,7 +72,7 @@ class Sizes:
     matrices: float
 
 
-def sizes(model: nn.Module, bytes_a_value: int) -> Sizes:
+def dimensions(model: nn.Module, bytes_a_value: int) -> Dimensions:
     """Measure a model on the meta device.
 
     Args:
@@ -88,7 +88,7 @@ def sizes(model: nn.Module, bytes_a_value: int) -> Sizes:
     trained = sum(part.numel() for part in largest.parameters() if part.requires_grad) if largest is not None else 0
     layer = _count(largest) if largest is not None else total
     rest = (total - inside) * bytes_a_value
-    return Sizes(
+    return Dimensions(
         layer * bytes_a_value, rest, trained * bytes_a_value, width * bytes_a_value, len(layers), inside / max(total, 1)
     )
 
@@ -120,7 +120,7 @@ def ddp(peaks: Peaks, devices: int) -> Layout:
     )
 
 
-def fsdp(peaks: Peaks, activations: float, size: Sizes, devices: int) -> Layout:
+def fsdp(peaks: Peaks, activations: float, size: Dimensions, devices: int) -> Layout:
     """Return what is left where weights, gradients and optimizer state are shared out, and layers gathered in turn.
 
     Gathered at once are what is in no layer, which stays from forward to backward, a layer, and the next one, which is
@@ -147,7 +147,7 @@ def fsdp(peaks: Peaks, activations: float, size: Sizes, devices: int) -> Layout:
     )
 
 
-def tensor_parallel(peaks: Peaks, size: Sizes, devices: int, tokens: float) -> Layout:
+def tensor_parallel(peaks: Peaks, size: Dimensions, devices: int, tokens: float) -> Layout:
     """Return what is left where the matrices of each layer are divided among devices, which all see the same batch.
 
     A layer's matrices, their gradients and their states are divided, embeddings and norms are not; of the activations

@@ -100,7 +100,7 @@ class Planner:
             return layouts.alone(peaks)
         if name == DDP:
             return layouts.ddp(peaks, self.machine.world)
-        size = layouts.sizes(self.skeleton(case.module), compute_dtype(case.setting.precision).itemsize)
+        size = layouts.dimensions(self.skeleton(case.module), compute_dtype(case.setting.precision).itemsize)
         if name == FSDP2:
             return layouts.fsdp(peaks, self._sharded_activations(case, peaks), size, self.machine.world)
         return layouts.tensor_parallel(peaks, size, self.machine.devices, case.rows * self.work.length)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lit_hf.models.flops import flop_rates
+from lit_hf.models.flops import flop_costs
 from lit_hf.planning.layouts import Layout
 from lit_hf.planning.machine import Machine
 from lit_hf.planning.planned_run import TrainerSettings
@@ -58,7 +58,7 @@ def estimate_time(
         recomputes: Whether backward computes activations again.
     """
     batches = trainer.accumulate_grad_batches
-    flops = batches * flop_rates(model).step(work.tokens, work.attended, work.trained_tokens, work.decoder_tokens)
+    flops = batches * flop_costs(model).step(work.tokens, work.attended, work.trained_tokens, work.decoder_tokens)
     computing = flops * (RECOMPUTED if recomputes else 1) / (machine.flops * machine.efficiency)
     sending = (batches * way.sent_a_batch + way.sent_a_step) / machine.bandwidth(way.within_machine)
     step = max(computing, sending) if way.overlaps else computing + sending

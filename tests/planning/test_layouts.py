@@ -3,13 +3,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_hf.planning.layouts import SHARED_BY_TENSORS, Layout, Sizes, alone, ddp, fsdp, sizes, tensor_parallel
+from lit_hf.planning.layouts import SHARED_BY_TENSORS, Dimensions, Layout, alone, ddp, dimensions, fsdp, tensor_parallel
 from lit_hf.planning.rehearsal import Peaks
 
 PEAKS = Peaks(weights=800, gradients=400, optimizer=1600, forward=2500, loss=3000, backward=2900, update=2800)
 """Its total is 3,000, of which 200 are activations."""
 
-SIZES = Sizes(layer=100, rest=40, layer_gradients=50, width=8, layers=3, matrices=0.75)
+SIZES = Dimensions(layer=100, rest=40, layer_gradients=50, width=8, layers=3, matrices=0.75)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_divided_matrices_leave_what_is_in_none_of_them():
 
 
 def test_a_model_is_measured_by_its_largest_layer_and_what_is_in_none(llama):
-    assert sizes(llama, bytes_a_value=2) == Sizes(
+    assert dimensions(llama, bytes_a_value=2) == Dimensions(
         layer=2 * 128, rest=2 * 84, layer_gradients=2 * 128, width=2 * 4, layers=2, matrices=256 / 340
     )
 
@@ -67,4 +67,4 @@ def test_a_model_is_measured_by_its_largest_layer_and_what_is_in_none(llama):
 def test_what_does_not_train_has_no_gradients_to_sum(llama):
     llama.model.layers.requires_grad_(False)
 
-    assert sizes(llama, bytes_a_value=4).layer_gradients == 0
+    assert dimensions(llama, bytes_a_value=4).layer_gradients == 0

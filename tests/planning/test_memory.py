@@ -5,7 +5,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from lit_hf.models.switches import Switches
-from lit_hf.planning.layouts import alone, ddp, fsdp, sizes, tensor_parallel
+from lit_hf.planning.layouts import alone, ddp, dimensions, fsdp, tensor_parallel
 from lit_hf.planning.memory import Depth, Setting, depths, shortened, step_memory
 from lit_hf.planning.rehearsal import Peaks
 
@@ -175,7 +175,7 @@ def test_replicas_add_buckets_and_send_a_ring():
 
 
 def test_sharding_divides_what_is_kept():
-    size = sizes(skeleton(), 2)
+    size = dimensions(skeleton(), 2)
     way = fsdp(PEAKS, 60, size, 4)
     layer = sum(one.numel() for one in skeleton().model.layers[0].parameters())
     rest = sum(one.numel() for one in skeleton().parameters()) - 3 * layer
@@ -186,7 +186,7 @@ def test_sharding_divides_what_is_kept():
 
 
 def test_tensor_parallelism_divides_the_layers():
-    size = sizes(skeleton(), 2)
+    size = dimensions(skeleton(), 2)
     way = tensor_parallel(PEAKS, size, 4, tokens=10)
     kept = size.matrices / 4 + 1 - size.matrices
     assert way.weights == pytest.approx(100 * kept)

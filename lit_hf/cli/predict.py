@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lit_hf.cli.generation import can_stream, set_generation, stream
 from lit_hf.cli.options import Parser, positive
 from lit_hf.errors import InputError, LitHFError, Problem
-from lit_hf.run import RunFolder, replacing
+from lit_hf.run import RunFolder
+from lit_hf.writing import replacing
 
 if TYPE_CHECKING:
     from lit_hf.inference.predictor import Predictor

@@ -14,13 +14,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 
 from lit_hf import __version__
-from lit_hf.checkpoints import flush
 from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
 from lit_hf.export.merging import Loss, loss_of_precision
 from lit_hf.export.merging import merge as merge_adapter
 from lit_hf.export.verify import answers, tolerance_for, verify
 from lit_hf.models.adapters import settle_ranks
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
+from lit_hf.writing import flush
 
 if TYPE_CHECKING:
     from torch import Tensor

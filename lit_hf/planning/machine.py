@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -104,35 +104,40 @@ def find_machine(
     """
     devices = devices or (trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1)
     named = find_gpu(gpu)[0] if gpu else None
-    on_cuda = named is None and torch.cuda.is_available() and device_type(trainer.accelerator) == "cuda"
-    here = torch.cuda.get_device_name() if on_cuda else None
-    name = named or (gpu_name(here) if here else None)
     precision = _precision(trainer, named)
-    dtype = compute_dtype(precision)
-    is_gpu = bool(name or here)
-    if name is not None:
-        known = GPUS[name]
-        rate, source = _peak(name, dtype), known.source
-        memory, link, usual_network = known.memory, known.link, known.network
-    else:
-        rate, source = peak_flops("cuda" if here else "cpu", dtype)
-        memory = torch.cuda.mem_get_info()[1] if here else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        link, usual_network = UNKNOWN_LINK, UNKNOWN_NETWORK
+    machine = _known_gpu(named, precision) if named else _machine_here(trainer, precision)
     # the processes of one machine share its CPU and its memory
-    shared = 1 if is_gpu else devices
-    return Machine(
-        name=name or here or "this machine's CPU",
-        is_gpu=is_gpu,
-        memory=memory / shared,
-        flops=rate / shared,
-        source=source,
-        efficiency=efficiency or (EFFICIENCY_OF_GPU if is_gpu else EFFICIENCY_OF_CPU),
-        link=link,
-        network=network * GIGABIT if network else usual_network,
+    shared = 1 if machine.is_gpu else devices
+    return replace(
+        machine,
+        memory=machine.memory / shared,
+        flops=machine.flops / shared,
+        efficiency=efficiency or machine.efficiency,
+        network=network * GIGABIT if network else machine.network,
         devices=devices,
         nodes=nodes or trainer.num_nodes,
-        precision=precision,
     )
+
+
+def _known_gpu(name: str, precision: str) -> Machine:
+    """Return a machine with one GPU of the table."""
+    gpu, rate = GPUS[name], _peak(name, compute_dtype(precision))
+    return Machine(name, True, gpu.memory, rate, gpu.source, EFFICIENCY_OF_GPU, gpu.link, gpu.network, 1, 1, precision)
+
+
+def _machine_here(trainer: TrainerSettings, precision: str) -> Machine:
+    """Return this machine, with one device."""
+    if not (torch.cuda.is_available() and device_type(trainer.accelerator) == "cuda"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        rate, source = peak_flops("cpu", compute_dtype(precision))
+        efficiency, links = EFFICIENCY_OF_CPU, (UNKNOWN_LINK, UNKNOWN_NETWORK)
+        return Machine("this machine's CPU", False, memory, rate, source, efficiency, *links, 1, 1, precision)
+    here = torch.cuda.get_device_name()
+    if name := gpu_name(here):
+        return _known_gpu(name, precision)
+    rate, source = peak_flops("cuda", compute_dtype(precision))
+    memory, links = torch.cuda.mem_get_info()[1], (UNKNOWN_LINK, UNKNOWN_NETWORK)
+    return Machine(here, True, memory, rate, source, EFFICIENCY_OF_GPU, *links, 1, 1, precision)
 
 
 def compute_dtype(precision: str) -> torch.dtype:

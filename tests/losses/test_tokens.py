@@ -341,7 +341,7 @@ def test_a_model_of_other_code_computes_its_loss_itself():
 
 
 def test_what_a_model_does_to_its_logits_is_compared_with_what_is_known_of_it(caplog):
-    model, batch = _made.__wrapped__("decoder", "granite").train(), batch_of("decoder")  # not looked at yet
+    model, batch = made.__wrapped__("decoder", "granite").train(), batch_of("decoder")  # not looked at yet
     expected = plain(model, batch)
 
     def scaled(module, args, output):

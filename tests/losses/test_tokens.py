@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from lit_hf.losses import output_head
 from lit_hf.losses import tokens as token_loss
-from tests.losses.architectures import ARCHITECTURES, PAIRS, PLAIN, WORDS, batch_of, model_of
+from tests.losses.architectures import ARCHITECTURES, PAIRS, PLAIN, WORDS, batch_of, made, model_of
 
 every_architecture = pytest.mark.parametrize(
     ("kind", "name", "config"), ARCHITECTURES, ids=[name for _, name, _ in ARCHITECTURES]

@@ -22,8 +22,8 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.losses.tokens import TokenOutput, smoothing_problems, token_loss
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -170,6 +170,10 @@ class CausalLM(Task):
     def packing_collator(self) -> Collator:
         """Return what lays documents side by side."""
         return PackingCollator()
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a block, all of it trained."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss over the predicted tokens."""

@@ -13,8 +13,8 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenCl
 from lit_hf.data.blocks import cut_blocks, document_problems, is_blank, resolve_length, text_problems
 from lit_hf.data.cells import Cells
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.losses.tokens import TokenOutput, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -160,6 +160,12 @@ class MaskedLM(Task):
         )
         pad = DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
         return _MaskingCollator(mask, pad, training)
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return words of one token each, which are masked as any others."""
+        row: dict[str, Any] = {"input_ids": [0] * length, "attention_mask": [1] * length}
+        words = {"offset_mapping": _touching(range(length))} if self.whole_word else {}
+        return {**row, **words, "special_tokens_mask": [0] * length}
 
     # model
 

@@ -24,8 +24,8 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.losses.tokens import token_log_probs
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import token_log_probs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -148,7 +148,7 @@ class Preference(Task):
         self.label_smoothing = label_smoothing
         self.gamma = gamma
         self.generation: dict[str, Any] = {**GREEDY, **(generation or {})}
-        self.needs_reference = loss in WITH_REFERENCE
+        self.reference_columns = REFERENCE if loss in WITH_REFERENCE else ()
         raise_problems(self._setting_problems())
 
     def _setting_problems(self) -> Iterator[Problem]:
@@ -244,6 +244,10 @@ class Preference(Task):
         """Return what lays both sides of pairs side by side."""
         return PairPackingCollator()
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a pair without a prompt."""
+        return {**join([0] * length, [0] * length), "prompt_length": 0}
+
     # model
 
     def reference(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
@@ -253,7 +257,7 @@ class Preference(Task):
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss, and the rewards of both sides as logits [pairs, 2]."""
         scores = self._log_probs(model, batch)  # before the reference: autocast keeps what it casts without gradients
-        if self.needs_reference:
+        if self.reference_columns:
             reference = self._reference(model, batch)
             scores = LogProbs(*(mine - its for mine, its in zip(scores, reference, strict=True)))
         rewards = LogProbs(*(self.beta * score for score in scores))

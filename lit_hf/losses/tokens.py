@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from lit_hf.errors import Problem
-from lit_hf.output_head import After, Head
+from lit_hf.losses.output_head import After, Head
 from lit_hf.task import IGNORED
 
 if TYPE_CHECKING:

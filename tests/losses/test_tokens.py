@@ -18,7 +18,8 @@ from peft import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
-from lit_hf import output_head, token_loss
+from lit_hf.losses import output_head
+from lit_hf.losses import tokens as token_loss
 
 WORDS = 101
 

@@ -23,6 +23,7 @@ os.environ |= {
     "HF_ENDPOINT": _HUB.url,
     "HF_HOME": str(_HOME),
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",  # large files go by LFS over HTTP, which the tests' Hub speaks
     "NO_PROXY": "127.0.0.1,localhost",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -97,15 +97,13 @@ def upload_error(repo: str, error: BaseException) -> LitHFError | None:
     where = f"--repo {repo}"
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return InputError(Problem(where, "HF_HUB_OFFLINE keeps us from the Hub.", "Unset it."))
-    if (response := _response(error)) is not None:
-        status = response.status_code
+    if (status := _status(error) or _status_of_storage(error)) is not None:
         said = next((str(cause.server_message) for cause in _causes(error) if hasattr(cause, "server_message")), "")
         hub_says = f" The Hub says: {' '.join(said.split())[:200]}" if said else ""
         if status in _PASSING or status >= 500 or status == 408:
             what, cure = _PASSING.get(status, ("the Hub fails", f"Later, {_AGAIN}"))
-            return UploadError(
-                Problem(where, f"{what} (status {status}).{hub_says}", cure.format(wait=_wait(response.headers)))
-            )
+            cure = cure.format(wait=_wait(getattr(_response(error), "headers", {})))
+            return UploadError(Problem(where, f"{what} (status {status}).{hub_says}", cure))
         what, cure = _REFUSED.get(status, ("the Hub refuses the upload", "Check --repo and --revision."))
         return InputError(Problem(where, f"{what} (status {status}).{hub_says}", cure))
     if any(_is_transport(cause) for cause in _causes(error)):
@@ -116,6 +114,12 @@ def upload_error(repo: str, error: BaseException) -> LitHFError | None:
     if isinstance(error, ValueError):  # what it refuses by an answer that is no failure
         return InputError(Problem(where, f"{_REFUSED[400][0]}: {message(error)}", _REFUSED[400][1]))
     return None
+
+
+def _status_of_storage(error: BaseException) -> int | None:
+    """Return the status that the Hub's storage (hf_xet), which raises Python's own errors, has written into one."""
+    found = re.search(r"HTTP status \w+ error \((\d{3})\b", str(error))
+    return int(found[1]) if found else None
 
 
 def _wait(headers: Any) -> str:

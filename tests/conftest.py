@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.hub import Hub
+from tests.uploads import Uploads
 
 ROOT = Path(__file__).resolve().parents[1]
 _HUB = Hub()
@@ -59,6 +60,29 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     HfFileSystem.clear_instance_cache()
     yield _HUB
     _HUB.reset()
+
+
+@pytest.fixture
+def uploads(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Uploads:
+    """What is pushed to the Hub, where this process is logged in."""
+    monkeypatch.setenv("HF_TOKEN", hub.uploads.token)
+    return hub.uploads
+
+
+@pytest.fixture(scope="session")
+def _exported(tiny_text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lit_hf.export.package import export
+    from tests.classifiers import RECORD, classifier
+
+    folder = tmp_path_factory.mktemp("exports") / "model"
+    export(*classifier(tiny_text_model), RECORD, folder)
+    return folder
+
+
+@pytest.fixture
+def exported(_exported: Path, tmp_path: Path) -> Path:
+    """The export of a tiny text classifier."""
+    return Path(shutil.copytree(_exported, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

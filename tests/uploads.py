@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ PATHS = {
     "branch": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<branch>.+)"),
     "preupload": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<branch>.+)"),
     "batch": re.compile(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
+    "xet": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/xet-write-token/(?P<branch>.+)"),
     "put": re.compile(r"/storage/(?P<repo>[^/]+/[^/]+)/(?P<oid>\w+)"),
     "commit": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<branch>.+)"),
 }
@@ -94,6 +96,7 @@ class Uploads:
         faults: What to answer in place of what is asked for, by the names of `PATHS`.
         puts: How many large files are received before all others meet `fault_of_puts`.
         fault_of_puts: What is done with them then.
+        xet: Folder for the chunks of large files, where a client sends them by Xet and not by LFS.
     """
 
     def __init__(self, url: str, published: Callable[[str, str, Path, bool], None]) -> None:
@@ -103,6 +106,7 @@ class Uploads:
         self.faults: dict[str, Answer] = {}
         self.puts: int | None = None
         self.fault_of_puts: Callable[[], Answer] = lambda: Answer(500)
+        self.xet: Path | None = None
         self._url = url
         self._published = published
         self._lock = threading.Lock()
@@ -156,7 +160,7 @@ class Uploads:
             return Answer(404, headers={"X-Error-Code": "RevisionNotFound"})
         files = []
         for file in json.loads(body)["files"]:
-            large = file["size"] >= LARGE or file["path"].endswith(".safetensors")
+            large = file["path"].endswith(".safetensors") or (file["size"] >= LARGE and file["path"] != "README.md")
             content = (there / file["path"]).read_bytes() if (there / file["path"]).is_file() else None
             oid = None if content is None else _sha256(content) if large else _git_hash(content)
             mode = {"uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
@@ -171,6 +175,11 @@ class Uploads:
                 one["actions"] = {"upload": {"href": f"{self._url}/storage/{repo}/{one['oid']}"}}
         return Answer(200, {"transfer": "basic", "objects": objects})
 
+    def _xet(self, body: bytes, repo: str, branch: str) -> Answer:
+        url, end = f"local://{self.xet}", int(time.time()) + 3600
+        headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "x", "X-Xet-Token-Expiration": str(end)}
+        return Answer(200, {"casUrl": url, "accessToken": "x", "exp": end}, headers)
+
     def _put(self, body: bytes, repo: str, oid: str) -> Answer | None:
         repository = self.repositories[repo]
         if self.puts is not None and len(repository.puts) >= self.puts:
@@ -184,18 +193,23 @@ class Uploads:
     def _commit(self, body: bytes, repo: str, branch: str) -> Answer:
         repository = self.repositories[repo]
         header, *operations = map(json.loads, body.splitlines())
-        added, deleted = {}, []
+        added: dict[str, bytes] = {}
+        hashes: dict[str, str] = {}
+        deleted: list[str] = []
         for operation in operations:
             value = operation["value"]
             if operation["key"] == "file":
                 added[value["path"]] = base64.b64decode(value["content"])
+                hashes[value["path"]] = _sha256(added[value["path"]])
             elif operation["key"] == "lfsFile":
+                if self.xet is not None:
+                    repository.objects[value["oid"]] = b"in chunks, by Xet"
                 if value["oid"] not in repository.objects:
                     return Answer(400, {"error": f"LFS pointer points to a file that does not exist: {value['path']}"})
                 added[value["path"]] = repository.objects[value["oid"]]
+                hashes[value["path"]] = value["oid"]
             else:
                 deleted.append(value["path"])
-        hashes = {path: _sha256(content) for path, content in added.items()}
         repository.commits.append(Commit(branch, header["value"]["summary"], hashes, deleted))
         self._write(repo, branch, added, deleted)
         oid = _sha256(body)[:40]

@@ -116,8 +116,9 @@ def _outdated(run: RunFolder, merge: bool) -> str:
 
 
 def next_commands(run: RunFolder, folder: Path) -> str:
-    """Return what to type next: a prediction, and for an adapter how to get what transformers' pipeline loads."""
+    """Return what to type next: a prediction, for an adapter how to get what transformers' pipeline loads, a push."""
     lines = [f'  lit-hf predict {folder} --text "..."']
     if is_adapter(folder):
         lines.append(f"  lit-hf export {run.path} --merge  # transformers' pipeline loads no adapter by itself")
+    lines.append(f"  lit-hf push {folder} --repo <your name or organization>/<model>")
     return "\n".join(lines)

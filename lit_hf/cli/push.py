@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
         folder, files, options.repo, private=options.private, revision=options.revision, message=options.message
     )
     size = sum((folder / name).stat().st_size for name in files)
-    print(f"Pushed {folder} ({len(files)} files, {size / 1e6:,.1f} MB):\n{address}")
+    print(f"Pushed {folder} ({len(files)} files, {size:,} bytes):\n{address}")
 
 
 def _option_problems(repo: str | None) -> Iterator[Problem]:

@@ -121,9 +121,10 @@ def measure(name: str) -> dict[str, Any]:
     import torch
     from lightning.pytorch import Callback, Trainer
 
-    from lit_hf.cli.machine import Machine
-    from lit_hf.cli.planning import Planner
-    from lit_hf.cli.workload import read_workload
+    from lit_hf.cli.plan import planned_run
+    from lit_hf.planning.machine import Machine
+    from lit_hf.planning.planner import Planner
+    from lit_hf.planning.workload import read_workload
 
     on_gpu = torch.cuda.is_available()
 
@@ -158,8 +159,10 @@ def measure(name: str) -> dict[str, Any]:
         if "quantization" in settings:
             config = quantized(config, settings["quantization"], Path(place))
         cli = parsed(config, Path(place))
-        work = read_workload(cli, with_data=True)
-        planner = Planner(cli, work, Machine("", on_gpu, 1e12, 1e12, "", 1, 1, 1, 1, 1, config["trainer"]["precision"]))
+        planned = planned_run(cli)
+        work = read_workload(planned, with_data=True)
+        machine = Machine("", on_gpu, 1e12, 1e12, "", 1, 1, 1, 1, 1, config["trainer"]["precision"])
+        planner = Planner(planned, work, machine)
         predicted = planner.peaks(planner.case)
         peak = Peak()
         cli.config_init.trainer["callbacks"] = [peak]

@@ -23,8 +23,8 @@ from lit_hf.evaluation.decoding import (
     write_generation_config,
 )
 from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
+from lit_hf.losses.tokens import FindTargets, TokenOutput, smoothing_problems, token_loss
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,11 +167,15 @@ class CausalLM(Task):
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return what pads blocks on the right, their labels with -100, and prompts on the left."""
-        return _PaddingCollator(self.tokenizer, pad_to_multiple_of)
+        return FindTargets(_PaddingCollator(self.tokenizer, pad_to_multiple_of), shift=True)
 
     def packing_collator(self) -> Collator:
         """Return what lays documents side by side."""
-        return PackingCollator()
+        return FindTargets(PackingCollator(), shift=True)
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a block, all of it trained."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss over the predicted tokens."""

@@ -103,6 +103,10 @@ class Embedding(Task):
         """Return what makes one tall batch of the texts: all anchors, then all positives, then all negatives."""
         return _TallCollator(self.tokenizer, pad_to_multiple_of)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a text for each column."""
+        return {f"{prefix}input_ids": [0] * length for prefix, _ in zip(_PREFIXES, self.text_columns, strict=False)}
+
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss, the similarities as `logits` [rows, candidates], and the embeddings."""
         output = model(**batch)

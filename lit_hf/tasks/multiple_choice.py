@@ -122,6 +122,11 @@ class MultipleChoice(Task):
         """Return transformers' own collator, which also takes rows without a label."""
         return _Collator(DataCollatorForMultipleChoice(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of))
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return as many choices as there are columns of them; of a list four, as exams have."""
+        count = 4 if isinstance(self.choices, str) else len(self.choices)
+        return {"input_ids": [[0] * length] * count, "labels": 0}
+
     # model
 
     def metrics(self) -> MetricCollection:

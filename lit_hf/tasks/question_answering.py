@@ -199,6 +199,10 @@ class QuestionAnswering(Task):
         """Return what pads windows; in evaluation it hands on their text and offsets as the list `windows`."""
         return _WindowCollator(super().collator(pad_to_multiple_of=pad_to_multiple_of), training)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a window without an answer."""
+        return {"input_ids": [0] * length, "start_positions": 0, "end_positions": 0}
+
     # model
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:

@@ -133,6 +133,10 @@ class RewardModel(Task):
         """Return what makes one batch of both sides of the pairs."""
         return PairCollator(self.tokenizer, pad_to_multiple_of)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a pair."""
+        return join([0] * length, [0] * length)
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return a head with one output, which a pipeline shows as it is."""
         return {"num_labels": 1, "problem_type": "regression"}

@@ -237,6 +237,11 @@ class TextClassification(Task):
                 hot[row, self._label_id(value)] = 1.0
         return hot.tolist()
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a text with the first label, or with none of several, or the number 0."""
+        labels = {"single_label": 0, "regression": 0.0}.get(self.kind, [0.0] * len(self.labels or []))
+        return {"input_ids": [0] * length, "labels": labels}
+
     # model
 
     def model_kwargs(self) -> dict[str, Any]:

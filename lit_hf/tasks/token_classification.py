@@ -173,6 +173,10 @@ class TokenClassification(Task):
         """Return transformers' own collator, which also pads what it does not know."""
         return _Collator(DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of))
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return words of one token each."""
+        return {"input_ids": [0] * length, "labels": [0] * length, "word_starts": list(range(length))}
+
     # model
 
     def model_kwargs(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lit_hf.models.devices import peak_flops
 from lit_hf.models.flops import FlopRates, flop_rates
-from lit_hf.models.rates import peak_flops
 from lit_hf.task import Sizes
 
 

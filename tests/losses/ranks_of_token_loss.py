@@ -1,4 +1,4 @@
-"""Two ranks compute the lean loss of a model that DDP or FSDP2 shares; run by `test_token_loss.py` under torchrun."""
+"""Two ranks compute the lean loss of a model that DDP or FSDP2 shares; run by `test_tokens.py` under torchrun."""
 
 import torch
 import torch.distributed as dist
@@ -6,8 +6,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_hf import output_head
-from lit_hf.token_loss import token_loss
+from lit_hf.losses import output_head
+from lit_hf.losses.tokens import token_loss
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 0}
 

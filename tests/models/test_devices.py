@@ -3,7 +3,7 @@ import torch
 from lightning.fabric.utilities.throughput import _CUDA_FLOPS
 
 from lit_hf.errors import InputError
-from lit_hf.models.rates import GPUS, TERA, find_gpu, gpu_name, peak_flops
+from lit_hf.models.devices import GPUS, TERA, find_gpu, gpu_name, peak_flops
 
 
 def test_a_gpu_is_found_by_name_or_by_the_part_that_only_one_has():

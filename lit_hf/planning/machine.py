@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from lit_hf.checks import UNIFIED
-from lit_hf.cli.trainer import TrainerCLI, device_type
 from lit_hf.errors import InputError, Problem
-from lit_hf.models.memory import PRECISIONS
-from lit_hf.models.rates import GB, GPUS, TERA, find_gpu, gpu_name, peak_flops
-from lit_hf.training.precision import default_precision
+from lit_hf.models.devices import GB, GPUS, TERA, find_gpu, gpu_name, peak_flops
+from lit_hf.planning.memory import PRECISIONS
+from lit_hf.planning.planned_run import TrainerSettings
+from lit_hf.training.precision import default_precision, unified
+from lit_hf.training.settings import device_type
 
 USABLE = 0.9
 """Share of a device's memory that a plan may fill: the rest is for what kernels and libraries take, and for fragments
@@ -82,19 +80,30 @@ class Machine:
         return self.link if within or self.nodes == 1 else self.network
 
 
-def find_machine(cli: TrainerCLI, options: argparse.Namespace) -> Machine:
-    """Return where the run is planned for: the GPU that is named, else the one that is here, else the CPU.
+def find_machine(
+    trainer: TrainerSettings,
+    *,
+    gpu: str | None = None,
+    devices: int | None = None,
+    nodes: int | None = None,
+    efficiency: float | None = None,
+    network: float | None = None,
+) -> Machine:
+    """Return where a run is planned for: the GPU that is named, else the one that is here, else the CPU.
 
     Args:
-        cli: The parsed config.
-        options: `gpu`, `devices`, `nodes`, `efficiency` and `network` (Gbit/s), each of which may be None.
+        trainer: How the trainer is set.
+        gpu: A GPU of the table, by its name or the part of it that only one has.
+        devices: Devices of a machine; by default the trainer's.
+        nodes: Machines; by default the trainer's.
+        efficiency: Share of the peak that is reached; by default what is usual.
+        network: Gbit/s of a device to other machines; by default the table's.
 
     Raises:
         InputError: If the GPU is not known, or has not the precision of the run.
     """
-    trainer = cli.config.trainer
-    devices = options.devices or (trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1)
-    named = find_gpu(options.gpu)[0] if options.gpu else None
+    devices = devices or (trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1)
+    named = find_gpu(gpu)[0] if gpu else None
     on_cuda = named is None and torch.cuda.is_available() and device_type(trainer.accelerator) == "cuda"
     here = torch.cuda.get_device_name() if on_cuda else None
     name = named or (gpu_name(here) if here else None)
@@ -102,13 +111,13 @@ def find_machine(cli: TrainerCLI, options: argparse.Namespace) -> Machine:
     dtype = compute_dtype(precision)
     is_gpu = bool(name or here)
     if name is not None:
-        gpu = GPUS[name]
-        rate, source = _peak(name, dtype), gpu.source
-        memory, link, network = gpu.memory, gpu.link, gpu.network
+        known = GPUS[name]
+        rate, source = _peak(name, dtype), known.source
+        memory, link, usual_network = known.memory, known.link, known.network
     else:
         rate, source = peak_flops("cuda" if here else "cpu", dtype)
         memory = torch.cuda.mem_get_info()[1] if here else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        link, network = UNKNOWN_LINK, UNKNOWN_NETWORK
+        link, usual_network = UNKNOWN_LINK, UNKNOWN_NETWORK
     # the processes of one machine share its CPU and its memory
     shared = 1 if is_gpu else devices
     return Machine(
@@ -117,11 +126,11 @@ def find_machine(cli: TrainerCLI, options: argparse.Namespace) -> Machine:
         memory=memory / shared,
         flops=rate / shared,
         source=source,
-        efficiency=options.efficiency or (EFFICIENCY_OF_GPU if is_gpu else EFFICIENCY_OF_CPU),
+        efficiency=efficiency or (EFFICIENCY_OF_GPU if is_gpu else EFFICIENCY_OF_CPU),
         link=link,
-        network=options.network * GIGABIT if options.network else network,
+        network=network * GIGABIT if network else usual_network,
         devices=devices,
-        nodes=options.nodes or trainer.num_nodes,
+        nodes=nodes or trainer.num_nodes,
         precision=precision,
     )
 
@@ -132,15 +141,15 @@ def compute_dtype(precision: str) -> torch.dtype:
     return autocast or dtype or torch.float32
 
 
-def _precision(trainer: Any, gpu: str | None) -> str:
+def _precision(trainer: TrainerSettings, gpu: str | None) -> str:
     """Return the precision that the run would have: the config's, or the one that fit takes on that machine.
 
     Args:
-        trainer: The trainer's settings.
+        trainer: How the trainer is set.
         gpu: Name in the table of the GPU that is planned for; None for the device that is here.
     """
     if trainer.precision is not None:
-        return UNIFIED.get(str(trainer.precision), str(trainer.precision))
+        return unified(trainer.precision)
     if gpu is None:
         return default_precision(trainer.accelerator)
     return "bf16-mixed" if GPUS[gpu].flops["bfloat16"] else "32-true"

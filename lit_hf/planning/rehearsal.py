@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lit_hf import output_head
+from lit_hf.losses import output_head
 
 aten = torch.ops.aten
 

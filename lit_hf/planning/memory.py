@@ -12,9 +12,9 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from lit_hf.models.layers import layer_stacks
-from lit_hf.models.quantized_shapes import quantize_shapes
-from lit_hf.models.rehearsal import Forward, Peaks, rehearse
 from lit_hf.models.switches import Switches
+from lit_hf.planning.quantized_shapes import quantize_shapes
+from lit_hf.planning.rehearsal import Forward, Peaks, rehearse
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 

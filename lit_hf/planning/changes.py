@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -17,13 +17,10 @@ from transformers import BitsAndBytesConfig
 
 from lit_hf.errors import InputError
 from lit_hf.models.adaptation import Adaptation
-from lit_hf.models.layouts import FSDP2
-from lit_hf.models.memory import Setting
-from lit_hf.models.rates import GPUS
+from lit_hf.models.devices import GPUS
+from lit_hf.planning.layouts import FSDP2
+from lit_hf.planning.planner import Case, Planner
 from lit_hf.training.module import LitModule
-
-if TYPE_CHECKING:
-    from lit_hf.cli.planning import Planner
 
 REFUSALS = (InputError, ImportError, ValueError, DynamicOutputShapeException, UnsupportedOperatorException)
 """What a way to train that a model does not have ends in: a library's word, a missing one, or a step that cannot be
@@ -34,21 +31,6 @@ LORA, QLORA = "-c configs/methods/lora.yaml", "-c configs/methods/qlora.yaml"
 EIGHT_BITS = (
     f"{LORA} --model.quantization '{{class_path: transformers.BitsAndBytesConfig, init_args: {{load_in_8bit: true}}}}'"
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """A way to train.
-
-    Attributes:
-        module: The model, its adapter and its optimizer.
-        setting: How it trains.
-        rows: Rows of a batch on a device.
-    """
-
-    module: LitModule
-    setting: Setting
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -158,7 +140,7 @@ def _smaller_batch(planner: Planner) -> Step:
 
 def _batch(planner: Planner, parts: int) -> Step:
     work, rows = planner.work, planner.case.rows // parts
-    accumulated = parts * planner.cli.config.trainer.accumulate_grad_batches
+    accumulated = parts * planner.run.trainer.accumulate_grad_batches
     if work.batch_tokens is not None:
         size, option = f"{work.batch_tokens // parts:,} tokens", f"--data.batch_tokens {work.batch_tokens // parts}"
     else:

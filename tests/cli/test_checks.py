@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from lit_hf.checks import (
+from lit_hf.cli.checks import (
     clipping_problems,
     disk_problems,
     guard_problems,

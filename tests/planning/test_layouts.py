@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_hf.models.layouts import SHARED_BY_TENSORS, Layout, Sizes, alone, ddp, fsdp, sizes, tensor_parallel
-from lit_hf.models.rehearsal import Peaks
+from lit_hf.planning.layouts import SHARED_BY_TENSORS, Layout, Sizes, alone, ddp, fsdp, sizes, tensor_parallel
+from lit_hf.planning.rehearsal import Peaks
 
 PEAKS = Peaks(weights=800, gradients=400, optimizer=1600, forward=2500, loss=3000, backward=2900, update=2800)
 """Its total is 3,000, of which 200 are activations."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from lit_hf.cli.machine import Machine
-from lit_hf.cli.trainer import epochs
-from lit_hf.cli.workload import Workload
 from lit_hf.models.flops import flop_rates
-from lit_hf.models.layouts import Layout
+from lit_hf.planning.layouts import Layout
+from lit_hf.planning.machine import Machine
+from lit_hf.planning.planned_run import TrainerSettings
+from lit_hf.planning.workload import Workload
+from lit_hf.training.settings import epochs
 
 RECOMPUTED = 4 / 3
 """Work of a step with gradient checkpointing: forward, a third of it, is done twice (Chen et al., "Training Deep Nets
@@ -45,7 +45,7 @@ class Time:
 
 
 def estimate_time(
-    model: nn.Module, way: Layout, work: Workload, machine: Machine, trainer: Any, recomputes: bool
+    model: nn.Module, way: Layout, work: Workload, machine: Machine, trainer: TrainerSettings, recomputes: bool
 ) -> Time:
     """Return how long a run takes.
 
@@ -54,7 +54,7 @@ def estimate_time(
         way: How the devices share it.
         work: What it trains on.
         machine: Where.
-        trainer: The trainer's settings.
+        trainer: How the trainer is set.
         recomputes: Whether backward computes activations again.
     """
     batches = trainer.accumulate_grad_batches
@@ -69,14 +69,14 @@ def estimate_time(
     return Time(flops * machine.world, computing, sending, step, steps, _total_steps(steps, trainer))
 
 
-def _total_steps(steps: int | None, trainer: Any) -> int | None:
+def _total_steps(steps: int | None, trainer: TrainerSettings) -> int | None:
     most = trainer.max_steps if trainer.max_steps != -1 else None
     limit = epochs(trainer.max_epochs, trainer.max_steps)
     in_epochs = steps * limit if steps is not None and limit is not None and limit != -1 else None
     return min((value for value in (most, in_epochs) if value is not None), default=None)
 
 
-def _limited(batches: int, limit: Any) -> int:
+def _limited(batches: int, limit: int | float | None) -> int:
     """Return what Lightning's `limit_train_batches` leaves: a share, or a number."""
     if limit is None:
         return batches

@@ -5,8 +5,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lit_hf.models.quantized_shapes import QuantizedLinear, quantize_shapes
-from lit_hf.models.rehearsal import rehearse
+from lit_hf.planning.quantized_shapes import QuantizedLinear, quantize_shapes
+from lit_hf.planning.rehearsal import rehearse
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True)
 DOUBLE = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True)

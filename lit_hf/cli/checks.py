@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_hf.errors import Problem, nearest
 from lit_hf.task import Task
+from lit_hf.training.precision import unified
 
 BYTES_FLOAT32 = 4
 
@@ -128,10 +129,6 @@ def quantization_problems(precision: object) -> Iterator[Problem]:
         yield Problem("trainer.precision", what, "Take bf16-mixed, or 32-true.")
 
 
-UNIFIED = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
-"""Lightning's short names of precisions."""
-
-
 def precision_problems(precision: object, weights: str, attention: str | None, has_adapter: bool) -> Iterator[Problem]:
     """Find types of weights and of arithmetic that do not go together.
 
@@ -141,7 +138,7 @@ def precision_problems(precision: object, weights: str, attention: str | None, h
         attention: The model's attention implementation; None if transformers chooses.
         has_adapter: Whether an adapter trains, in float32, and not the weights.
     """
-    name = UNIFIED.get(str(precision), str(precision))
+    name = unified(precision)
     computes = {"bf16": "bfloat16", "16": "float16"}.get(name.partition("-")[0], "float32")
     if {weights, computes} == {"bfloat16", "float16"}:
         what = f"{name} computes in {computes}, but the weights are {weights}."
@@ -163,7 +160,7 @@ def clipping_problems(precision: object, clip: object, fused: bool) -> Iterator[
         clip: The trainer's `gradient_clip_val`.
         fused: Whether the config asks for the optimizer's fused kernels.
     """
-    if fused and clip and UNIFIED.get(str(precision), str(precision)) == "16-mixed":
+    if fused and clip and unified(precision) == "16-mixed":
         what = "fused kernels scale float16's gradients back themselves, so that they cannot be clipped."
         cure = "Leave it out, take trainer.precision: bf16-mixed, or set trainer.gradient_clip_val to 0."
         yield Problem("model.optimizer.init_args.fused", what, cure)

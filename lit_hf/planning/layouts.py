@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lit_hf.models.layers import layer_stacks
-from lit_hf.models.rehearsal import Peaks
+from lit_hf.planning.rehearsal import Peaks
 
 ALONE, DDP, FSDP2, TENSOR_PARALLEL = "one device", "DDP", "FSDP2", "tensor parallel"
 

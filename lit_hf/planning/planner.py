@@ -1,4 +1,4 @@
-"""What a run will need of memory and time, before it is paid for."""
+"""What a way to train needs of each device's memory, however the devices share the model."""
 
 from __future__ import annotations
 
@@ -8,80 +8,53 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from lit_hf.cli.machine import Machine, compute_dtype
-from lit_hf.cli.plan_changes import Case, Change, changes
-from lit_hf.cli.plan_time import Time, estimate_time
-from lit_hf.cli.trainer import TrainerCLI
-from lit_hf.cli.workload import Workload
 from lit_hf.errors import InputError, Problem
-from lit_hf.models import layouts
-from lit_hf.models.accounting import Parameters, count_parameters
-from lit_hf.models.layouts import ALONE, DDP, FSDP2, TENSOR_PARALLEL, Layout
-from lit_hf.models.memory import PRECISIONS, Setting, step_memory
-from lit_hf.models.rehearsal import Peaks
+from lit_hf.planning import layouts
+from lit_hf.planning.layouts import ALONE, DDP, FSDP2, TENSOR_PARALLEL, Layout
+from lit_hf.planning.machine import Machine, compute_dtype
+from lit_hf.planning.memory import PRECISIONS, Setting, step_memory
+from lit_hf.planning.planned_run import PlannedRun
+from lit_hf.planning.rehearsal import Peaks
+from lit_hf.planning.workload import Workload
 from lit_hf.training.module import LitModule
 from lit_hf.training.optimizers import build_optimizer, parameter_groups
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A plan.
+class Case:
+    """A way to train.
 
     Attributes:
-        parameters: Numbers of parameters.
-        dtypes: Numbers of parameters by dtype, as the run keeps them.
-        peaks: Bytes of a step on one device that has the whole model.
-        layouts: The ways of sharing it among the devices, the run's own first.
-        changes: What other ways to train would need, from the smallest change on; only if none of them fits are there
-            combinations, up to the first that does.
-        time: How long it takes.
+        module: The model, its adapter and its optimizer.
+        setting: How it trains.
+        rows: Rows of a batch on a device.
     """
 
-    parameters: Parameters
-    dtypes: dict[str, int]
-    peaks: Peaks
-    layouts: list[Layout]
-    changes: list[Change]
-    time: Time
+    module: LitModule
+    setting: Setting
+    rows: int
 
 
 class Planner:
-    """Plans a run.
+    """Knows what each way to train a run needs of memory, on a model without weights.
 
     Args:
-        cli: The parsed config.
+        run: The run.
         work: What it trains on.
         machine: Where.
+
+    Attributes:
+        case: How it trains by its config.
     """
 
-    def __init__(self, cli: TrainerCLI, work: Workload, machine: Machine) -> None:
-        self.cli, self.work, self.machine = cli, work, machine
-        self.case = Case(cli.model, self._setting(cli.model), work.rows)
+    def __init__(self, run: PlannedRun, work: Workload, machine: Machine) -> None:
+        self.run, self.work, self.machine = run, work, machine
+        self.case = Case(run.module, self._setting(run.module), work.rows)
         self._skeletons: dict[tuple[int, int], tuple[LitModule, nn.Module]] = {}
-
-    def plan(self, with_changes: bool = True) -> Plan:
-        """Return the plan.
-
-        Args:
-            with_changes: Whether to try changes, each of which takes as long as the plan itself.
-        """
-        model = self._skeleton(self.case.module)
-        peaks = self.peaks(self.case)
-        ways = [self.layout(name, self.case, peaks) for name in self.strategies]
-        tried = list(changes(self, self.machine.fits(ways[0].total))) if with_changes else []
-        time = estimate_time(
-            model,
-            ways[0],
-            self.work,
-            self.machine,
-            self.cli.config.trainer,
-            self.case.setting.switches.gradient_checkpointing,
-        )
-        return Plan(count_parameters(model), _dtypes(model), peaks, ways, tried, time)
 
     def peaks(self, case: Case) -> Peaks:
         """Return the bytes of a step on one device that has the whole model."""
-        batch, task = self.work.batch(case.rows), self.cli.task
+        batch, task = self.work.batch(case.rows), self.run.task
         is_scaled = case.setting.precision == "16-mixed"
 
         def forward(model: nn.Module) -> torch.Tensor:
@@ -95,7 +68,7 @@ class Planner:
             return case.module.adaptation.skeleton(task, base)  # type: ignore[arg-type]
 
         is_new = case.module.adaptation is not self.case.module.adaptation  # it is put on the model that is planned
-        skeleton = self._skeleton(self.case.module if is_new else case.module)
+        skeleton = self.skeleton(self.case.module if is_new else case.module)
         return step_memory(skeleton, forward, optimizer, case.setting, adapt if is_new else None)
 
     def _setting(self, module: LitModule) -> Setting:
@@ -115,7 +88,7 @@ class Planner:
         """The ways of sharing a model among the devices, the run's own first."""
         if self.machine.world == 1:
             return [ALONE]
-        given = self.cli.config.trainer.strategy
+        given = self.run.trainer.strategy
         name = str(given if isinstance(given, str) else getattr(given, "class_path", given)).lower()
         own = FSDP2 if "fsdp" in name or "modelparallel" in name.replace("_", "") else DDP
         names = [DDP, FSDP2, *([TENSOR_PARALLEL] if self.machine.devices > 1 else [])]
@@ -127,7 +100,7 @@ class Planner:
             return layouts.alone(peaks)
         if name == DDP:
             return layouts.ddp(peaks, self.machine.world)
-        size = layouts.sizes(self._skeleton(case.module), compute_dtype(case.setting.precision).itemsize)
+        size = layouts.sizes(self.skeleton(case.module), compute_dtype(case.setting.precision).itemsize)
         if name == FSDP2:
             return layouts.fsdp(peaks, self._sharded_activations(case, peaks), size, self.machine.world)
         return layouts.tensor_parallel(peaks, size, self.machine.devices, case.rows * self.work.length)
@@ -139,17 +112,9 @@ class Planner:
             return peaks.activations
         return self.peaks(replace(case, setting=replace(case.setting, precision=precision))).activations
 
-    def _skeleton(self, module: LitModule) -> nn.Module:
+    def skeleton(self, module: LitModule) -> nn.Module:
         """Return a module's model on the meta device, which is made once for each base and what is put on it."""
         key = id(module.base), id(module.adaptation)
         if key not in self._skeletons:
             self._skeletons[key] = (module, module.skeleton())
         return self._skeletons[key][1]
-
-
-def _dtypes(model: nn.Module) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for parameter in model.parameters():
-        name = str(parameter.dtype).removeprefix("torch.")
-        found[name] = found.get(name, 0) + parameter.numel()
-    return found

@@ -7,8 +7,8 @@ from torch.nn import functional
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig
 from transformers import GraniteForCausalLM as Granite
 
-from lit_hf import output_head
-from lit_hf.output_head import After, Head
+from lit_hf.losses import output_head
+from lit_hf.losses.output_head import After, Head
 
 SMALL = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 SMALL |= {"num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -4,10 +4,10 @@ from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from lit_hf.models.layouts import alone, ddp, fsdp, sizes, tensor_parallel
-from lit_hf.models.memory import Depth, Setting, depths, shortened, step_memory
-from lit_hf.models.rehearsal import Peaks
 from lit_hf.models.switches import Switches
+from lit_hf.planning.layouts import alone, ddp, fsdp, sizes, tensor_parallel
+from lit_hf.planning.memory import Depth, Setting, depths, shortened, step_memory
+from lit_hf.planning.rehearsal import Peaks
 
 IDS = torch.arange(256).view(4, 64) % 100
 

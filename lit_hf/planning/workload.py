@@ -11,17 +11,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lit_hf.cli.sequences import count_trained
-from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.data.order import BatchOrder
 from lit_hf.data.packing import packing_problems
-from lit_hf.errors import InputError, raise_problems
+from lit_hf.data.sequences import count_trained
+from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.hub import HubProblem, is_local
 from lit_hf.models.flops import attended_pairs
-from lit_hf.task import Batch, Collator, Task
-from lit_hf.tasks.embedding import Embedding
-from lit_hf.tasks.preference import REFERENCE, Preference
-from lit_hf.tasks.reward_model import RewardModel
+from lit_hf.planning.planned_run import PlannedRun
+from lit_hf.task import Batch, Task
 
 log = logging.getLogger("lit_hf")
 
@@ -64,31 +61,31 @@ class Workload:
     notes: tuple[str, ...] = ()
 
 
-def read_workload(cli: TrainerCLI, with_data: bool) -> Workload:
+def read_workload(run: PlannedRun, with_data: bool) -> Workload:
     """Load the data as fit does; where it is on the Hub and cannot be loaded, assume rows of the greatest length.
 
     Args:
-        cli: The parsed config.
+        run: The run.
         with_data: Whether to load data at all.
 
     Raises:
         InputError: If there is something wrong with the config, the files or the rows.
     """
-    cli.datamodule.longest_input = cli.model.longest_input
+    run.data.longest_input = run.module.longest_input
     if not with_data:
-        return _assumed(cli, "the data is not read: --no-data")
+        return _assumed(run, "the data is not read: --no-data")
     try:
-        cli.datamodule.prepare("fit")
+        run.data.prepare("fit")
     except InputError as error:
-        if not _is_remote(cli, error):
+        if not _is_remote(run, error):
             raise
-        return _assumed(cli, f"the data cannot be loaded ({error.problems[0].what.rstrip('.')})")
-    return _counted(cli)
+        return _assumed(run, f"the data cannot be loaded ({error.problems[0].what.rstrip('.')})")
+    return _counted(run)
 
 
-def _is_remote(cli: TrainerCLI, error: InputError) -> bool:
+def _is_remote(run: PlannedRun, error: InputError) -> bool:
     """Say whether all that is wrong is that something on the Hub cannot be loaded."""
-    sources = cli.datamodule.source if isinstance(cli.datamodule.source, list) else [cli.datamodule.source]
+    sources = run.data.source if isinstance(run.data.source, list) else [run.data.source]
     is_hub = any(source.path is not None and not is_local(source.path) for source in sources)
     return is_hub and all(isinstance(problem, HubProblem) for problem in error.problems)
 
@@ -98,51 +95,56 @@ def is_causal(task: Task) -> bool:
     return task.auto_class == "AutoModelForCausalLM"
 
 
+def _make_batch(run: PlannedRun, rows: list[dict[str, Any]], is_packed: bool) -> Batch:
+    """Return a batch as training has it, with what a reference model adds to the rows before."""
+    if is_packed:
+        collate = run.task.packing_collator()
+        assert collate is not None  # else packing is refused
+    else:
+        collate = run.task.collator(training=True, pad_to_multiple_of=run.data.batches.multiple)
+    batch = dict(collate(rows))
+    if run.module.adapter is None:
+        batch |= {name: torch.zeros(len(rows)) for name in run.task.reference_columns}
+    return batch
+
+
+def _batch_tokens(run: PlannedRun, longest: int) -> int | None:
+    """Return the tokens that a batch may have; None where it is made of rows."""
+    batches = run.data.batches
+    return batches.size * longest if batches.packing and batches.tokens is None else batches.tokens
+
+
 # with the data
 
 
-def _counted(cli: TrainerCLI) -> Workload:
-    data = cli.datamodule
+def _counted(run: PlannedRun) -> Workload:
+    data = run.data
     data.num_workers = 0
     encoded, is_whole = data.encoded["train"], data.stream is None
     order = data.training_order(encoded)
     is_packed = order.arrangement == "packed"
-    collate = _collator(cli, is_packed)
     largest = _largest(order, is_packed)
 
     def batch(rows: int) -> Batch:
-        return _with_reference(cli, dict(collate([encoded[index] for index in largest[:rows]])), rows)
+        return _make_batch(run, [encoded[index] for index in largest[:rows]], is_packed)
 
-    first = batch(len(largest))
     count, real = len(order), float(np.asarray(order.lengths).sum())
     padded = real / (1 - order.padding_share)
-    trained = count_trained(encoded, cli.task)
+    trained = count_trained(encoded, run.task)
     return Workload(
         batch=batch,
         rows=len(largest),
-        length=first["input_ids"].shape[-1],
+        length=batch(len(largest))["input_ids"].shape[-1],
         tokens=padded / count,
         padding=order.padding_share,
-        decoder_tokens=_decoder_tokens(cli.task, encoded) / count,
+        decoder_tokens=_decoder_tokens(run.task, encoded) / count,
         trained_tokens=trained[0] / count if trained else None,
-        attended=attended_pairs(order.lengths, is_causal(cli.task)) / (1 - order.padding_share) / count,
+        attended=attended_pairs(order.lengths, is_causal(run.task)) / (1 - order.padding_share) / count,
         batches=count if is_whole else None,
         rows_in_all=len(data.splits["train"].rows) if is_whole else None,
-        batch_tokens=_batch_tokens(cli, int(order.lengths.max())),
+        batch_tokens=_batch_tokens(run, int(order.lengths.max())),
         packed=is_packed,
     )
-
-
-def _collator(cli: TrainerCLI, is_packed: bool) -> Collator:
-    if is_packed:
-        return _packing_collator(cli.task)
-    return cli.task.collator(training=True, pad_to_multiple_of=cli.datamodule.batches.multiple)
-
-
-def _batch_tokens(cli: TrainerCLI, longest: int) -> int | None:
-    """Return the tokens that a batch may have; None where it is made of rows."""
-    batches = cli.datamodule.batches
-    return batches.size * longest if batches.packing and batches.tokens is None else batches.tokens
 
 
 def _largest(order: BatchOrder, is_packed: bool) -> list[int]:
@@ -166,97 +168,63 @@ def _decoder_tokens(task: Task, encoded: Any) -> float:
 # without it
 
 
-def _assumed(cli: TrainerCLI, cause: str) -> Workload:
+def _assumed(run: PlannedRun, cause: str) -> Workload:
     """Return batches of full rows."""
-    data, task = cli.datamodule, cli.task
-    if data.batches.packing:
+    data, task, is_packed = run.data, run.task, run.data.batches.packing
+    if is_packed:
         raise_problems(packing_problems(task, data.batches.group_by_length, data.batches.multiple))
-    length = data.max_length or getattr(task, "block_length", None) or cli.model.longest_input or UNKNOWN_LENGTH
-    notes = [f"{cause}: every row is taken to have {length:,} tokens, all trained"]
-    _bind(cli, length)
+    length = data.max_length or getattr(task, "block_length", None) or run.module.longest_input or UNKNOWN_LENGTH
+    notes = [f"{cause}: every row is taken to have {length:,} tokens, with as many of them trained as can be"]
+    _bind(run, length)
     if task.model_kwargs().get("num_labels") is not None and task.labels == STAND_IN_LABELS:
         notes.append("labels are not known: 2 are assumed")
+    row = _full_row(task, length, cause)
     for note in notes:
         log.warning(note)
-    sides = _texts_a_row(task)
-    budget = _batch_tokens(cli, sides * length)
-    size = data.batches.size if budget is None else max(1, budget // (sides * length))
-    pairs = attended_pairs([length] * sides * size, is_causal(task))
-    make = _synthetic_packed if data.batches.packing else _synthetic
+    texts = max(1, _make_batch(run, [row], is_packed)["input_ids"].numel() // length)
+    budget = _batch_tokens(run, texts * length)
+    size = data.batches.size if budget is None else max(1, budget // (texts * length))
     return Workload(
-        batch=lambda rows: _with_reference(cli, make(task, rows, length), rows),
+        batch=lambda rows: _make_batch(run, [row] * rows, is_packed),
         rows=size,
-        length=sides * size * length if data.batches.packing else length,
-        tokens=float(sides * size * length),
+        length=texts * size * length if is_packed else length,
+        tokens=float(texts * size * length),
         padding=0.0,
         decoder_tokens=float(size * length) if task.auto_class == "AutoModelForSeq2SeqLM" else 0.0,
         trained_tokens=None,
-        attended=pairs,
+        attended=attended_pairs([length] * texts * size, is_causal(task)),
         batches=None,
         rows_in_all=None,
         batch_tokens=budget,
-        packed=data.batches.packing,
+        packed=is_packed,
         notes=tuple(notes),
     )
+
+
+def _full_row(task: Task, length: int, cause: str) -> dict[str, Any]:
+    """Return a row of the greatest length, encoded.
+
+    Raises:
+        InputError: If the task does not say what its rows are.
+    """
+    row = task.full_row(length)
+    if row is None:
+        what = f"{cause}, and {type(task).__name__} does not say what a row of it would be."
+        raise InputError(Problem("task", what, "Plan with the data, or define the task's full_row."))
+    return row
 
 
 STAND_IN_LABELS = ["0", "1"]
 
 
-def _bind(cli: TrainerCLI, length: int) -> None:
+def _bind(run: PlannedRun, length: int) -> None:
     """Bind the task to a tokenizer of words that mean nothing: only how many there are counts."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
-    config = cli.model.base.pretrained_config.get_text_config()
+    config = run.module.base.pretrained_config.get_text_config()
     words = Tokenizer(WordLevel({str(number): number for number in range(config.vocab_size)}, unk_token="0"))
     special = {name: str(number) for number, name in enumerate(("pad_token", "bos_token", "eos_token", "mask_token"))}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=length, **special)
     # not its own `bind`, which may look for a chat template or an end token
-    Task.bind(cli.task, tokenizer, cli.task.labels or STAND_IN_LABELS)
-
-
-def _texts_a_row(task: Task) -> int:
-    if isinstance(task, Preference | RewardModel):
-        return 2
-    return len(task.text_columns) if isinstance(task, Embedding) else 1
-
-
-def _synthetic(task: Task, rows: int, length: int) -> Batch:
-    """Return a batch of full rows, as the task's collator would make it."""
-    texts = _texts_a_row(task) * rows
-    shape = (texts, 2, length) if task.auto_class == "AutoModelForMultipleChoice" else (texts, length)
-    ids = torch.ones(shape, dtype=torch.long)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    of_rows = torch.zeros(rows, dtype=torch.long)
-    if task.auto_class == "AutoModelForQuestionAnswering":
-        return {**batch, "start_positions": of_rows, "end_positions": of_rows}
-    if task.auto_class in ("AutoModelForSequenceClassification", "AutoModelForMultipleChoice"):
-        return batch if isinstance(task, RewardModel) else {**batch, "labels": of_rows}
-    if task.auto_class == "AutoModelForTokenClassification":
-        return {**batch, "labels": torch.zeros_like(ids)}
-    if isinstance(task, Preference):
-        return {**batch, "prompt_length": of_rows}
-    return batch if task.auto_class == "AutoModel" else {**batch, "labels": ids.clone()}
-
-
-def _synthetic_packed(task: Task, rows: int, length: int) -> Batch:
-    """Return a batch of full rows that are packed into one."""
-    ids = [1] * length
-    row: dict[str, Any] = {"input_ids": ids, "labels": ids}
-    if isinstance(task, Preference):
-        row = {"input_ids": 2 * ids, "chosen_length": length, "prompt_length": 0}
-    return dict(_packing_collator(task)([row] * rows))
-
-
-def _packing_collator(task: Task) -> Collator:
-    collate = task.packing_collator()
-    assert collate is not None  # else packing is refused
-    return collate
-
-
-def _with_reference(cli: TrainerCLI, batch: Batch, rows: int) -> Batch:
-    """Add what a reference model would have added to the rows before training."""
-    if cli.task.needs_reference and cli.model.adapter is None:
-        batch |= {name: torch.zeros(rows) for name in REFERENCE}
-    return batch
+    Task.bind(run.task, tokenizer, run.task.labels or STAND_IN_LABELS)

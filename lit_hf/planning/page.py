@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_hf.cli.machine import USABLE
-from lit_hf.cli.plan_changes import Change
-from lit_hf.cli.plan_time import RECOMPUTED
-from lit_hf.cli.planning import Plan, Planner
-from lit_hf.models.layouts import ALONE, FSDP2, TENSOR_PARALLEL, Layout
+from lit_hf.planning.changes import Change
+from lit_hf.planning.layouts import ALONE, FSDP2, TENSOR_PARALLEL, Layout
+from lit_hf.planning.machine import USABLE
+from lit_hf.planning.plan import Plan
+from lit_hf.planning.planner import Planner
+from lit_hf.planning.timing import RECOMPUTED
 
 WIDTH = 120
 """Columns of the tables."""

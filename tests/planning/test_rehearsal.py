@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lit_hf.models.rehearsal import Peaks, rehearse
+from lit_hf.planning.rehearsal import Peaks, rehearse
 
 FLOAT = 4
 SCALAR = FLOAT

@@ -68,7 +68,7 @@ SETTINGS = {
         "rates",
         "schedule",
     ),
-    "data": ("max_length", "batch_size", "batch_tokens", "packing"),
+    "data": ("tokenizer", "max_length", "batch_size", "batch_tokens", "packing"),
     "trainer": ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val"),
 }
 """What of a run's config the card shows, beside the task and the seed."""
@@ -227,9 +227,9 @@ class _Card:
     def _summary(self) -> Iterator[str]:
         trained = f"`{self.task.pipeline_tag}` with lit-hf"
         if self.is_adapter:
-            yield f"A {self.adapter} adapter for {self._named_base()}, trained for {trained}. It needs its base model."
+            yield f"An adapter ({self.adapter}) for {self._named_base()}, which it needs; trained for {trained}."
         elif self.base:
-            how = f", by a {self.adapter} adapter that is merged into it" if self.adapter else ""
+            how = f", by an adapter ({self.adapter}) that is merged into it" if self.adapter else ""
             yield f"{self._named_base()}, fine-tuned for {trained}{how}."
         else:
             scratch = ", from scratch" if self.origin else ""
@@ -284,16 +284,16 @@ class _Card:
             **{block: {key: config[block].get(key) for key in keys} for block, keys in SETTINGS.items()},
             "seed_everything": config.get("seed_everything"),
         }
-        text = yaml.safe_dump(public(_without_defaults(shown)), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(public(_turned_on(shown)), sort_keys=False, allow_unicode=True)
         processes = hardware.get("world_size", 1)
         devices = f"on {processes} device{'s' if processes != 1 else ''}"
         yield f"{origin.step} optimizer steps {devices}, in `{hardware.get('precision')}`, with these settings:"
         yield f"```yaml\n{text}```"
 
 
-def _without_defaults(value: Any) -> Any:
+def _turned_on(value: Any) -> Any:
     """Return settings without those that are turned off: null, false, empty, and -1 for no limit."""
     if not isinstance(value, Mapping):
         return value
-    kept = {key: _without_defaults(item) for key, item in value.items()}
+    kept = {key: _turned_on(item) for key, item in value.items()}
     return {key: item for key, item in kept.items() if item is not None and item is not False and item not in ({}, -1)}

@@ -94,10 +94,12 @@ def test_a_public_repository_is_not_taken_for_a_private_one(exported, uploads, c
     assert f"--private: {REPO} is there already, and public" in capsys.readouterr().err
 
 
-def test_a_second_push_of_the_same_sends_and_commits_nothing(exported, uploads):
+def test_a_second_push_of_the_same_sends_and_commits_nothing_and_says_so_once(exported, uploads):
+    command = [sys.executable, "-m", "lit_hf", "push", str(exported), "--repo", REPO]
     assert push(exported) == 0
     sent = list(uploads.repositories[REPO].puts)
-    assert push(exported) == 0
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.count("No files have been modified") == 1
     assert uploads.repositories[REPO].puts == sent
     assert len(uploads.repositories[REPO].commits) == 1
 

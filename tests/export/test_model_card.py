@@ -27,7 +27,7 @@ CONFIG = {
     },
     "data": {
         "source": {"path": "nyu-mll/glue", "name": "sst2", "revision": "v1", "validation_share": 0.1},
-        "tokenizer": {"add_tokens": None},
+        "tokenizer": {"checkpoint": None, "add_tokens": None},
         "batch_size": 32,
     },
     "trainer": {"max_epochs": 3, "max_steps": -1},
@@ -153,11 +153,13 @@ def test_several_sources_are_listed(written):
 def test_an_adapter_and_a_merged_one_are_told_apart(written, tiny_text_model):
     alone = written(provenance(), adapted(tiny_text_model))
     assert (alone.data.library_name, alone.data.base_model_relation) == ("peft", "adapter")
-    assert "A LORA adapter for [org/base](https://huggingface.co/org/base), trained for" in alone.text
+    assert "An adapter (LORA) for [org/base](https://huggingface.co/org/base), which it needs; trained" in alone.text
 
     merged = written(provenance(), adapted(tiny_text_model), merge=True)
     assert (merged.data.library_name, merged.data.base_model_relation) == ("transformers", "finetune")
-    assert "fine-tuned for `text-classification` with lit-hf, by a LORA adapter that is merged into it." in merged.text
+    assert (
+        "fine-tuned for `text-classification` with lit-hf, by an adapter (LORA) that is merged into it." in merged.text
+    )
 
 
 def test_a_model_merged_into_a_dequantized_base_says_what_its_metrics_are_of(tiny_text_model, tmp_path):

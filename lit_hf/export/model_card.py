@@ -155,8 +155,8 @@ class _Card:
     @cached_property
     def base(self) -> str | None:
         """The id or folder of the base model."""
-        if self.origin:
-            return self.origin.config["model"]["checkpoint"]
+        if self.origin and (checkpoint := self.origin.config["model"]["checkpoint"]):
+            return checkpoint
         return self.model.active_peft_config.base_model_name_or_path if isinstance(self.model, PeftModel) else None
 
     @cached_property

@@ -41,6 +41,7 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
 from lit_hf.losses.tokens import FindTargets, TokenOutput, smoothing_problems, token_loss
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
 
@@ -81,6 +82,7 @@ class Chat(Task):
 
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
+    definitions = LANGUAGE_MODELLING
     peft_task_type = "CAUSAL_LM"
 
     def __init__(

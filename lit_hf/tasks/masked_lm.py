@@ -13,6 +13,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenCl
 from lit_hf.data.blocks import cut_blocks, document_problems, is_blank, resolve_length, text_problems
 from lit_hf.data.cells import Cells
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
 from lit_hf.losses.tokens import FindTargets, TokenOutput, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
@@ -41,6 +42,7 @@ class MaskedLM(Task):
 
     auto_class = "AutoModelForMaskedLM"
     pipeline_tag = "fill-mask"
+    definitions = LANGUAGE_MODELLING
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import DataCollatorForMultipleChoice
 
 from lit_hf.data.cells import Cells
+from lit_hf.evaluation.definitions import CHOICES
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class MultipleChoice(Task):
 
     auto_class = "AutoModelForMultipleChoice"
     pipeline_tag = "multiple-choice"
+    definitions = CHOICES
 
     def __init__(
         self,

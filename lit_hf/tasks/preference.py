@@ -24,6 +24,7 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.evaluation.definitions import PAIRS
 from lit_hf.losses.tokens import PLACES, FindTargets, token_log_probs
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
 
@@ -130,6 +131,7 @@ class Preference(Task):
 
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
+    definitions = PAIRS
     peft_task_type = "CAUSAL_LM"
 
     def __init__(

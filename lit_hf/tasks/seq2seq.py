@@ -13,6 +13,7 @@ from transformers import DataCollatorForSeq2Seq
 from lit_hf.data.cells import Cells
 from lit_hf.errors import Problem, nearest, raise_problems
 from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
+from lit_hf.evaluation.definitions import TEXTS
 from lit_hf.losses.tokens import FindTargets, smoothing_problems, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
@@ -53,6 +54,7 @@ class Seq2Seq(Task):
     """
 
     auto_class = "AutoModelForSeq2SeqLM"
+    definitions = TEXTS
     peft_task_type = "SEQ_2_SEQ_LM"
     generation: dict[str, Any]
 

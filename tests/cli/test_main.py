@@ -28,7 +28,7 @@ def test_the_module_and_its_exit_code_are_the_command():
     assert wrong.stderr.splitlines() == [
         "error: there is no verb 'fitt'.",
         "    Did you mean 'lit-hf fit'? "
-        "The verbs are fit, inspect, plan, validate, test, predict, export, checkpoints, env.",
+        "The verbs are fit, inspect, plan, validate, test, predict, export, push, checkpoints, env.",
     ]
 
 

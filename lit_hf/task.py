@@ -248,6 +248,11 @@ class Task(ABC):
         return MetricCollection({})
 
     @property
+    def definitions(self) -> Mapping[str, str]:
+        """What the metrics are, in words, for the model card: by name, `f1_*` for all whose name begins so."""
+        return {}
+
+    @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
         """The metrics that can tell the best checkpoint, and whether more or less of each is better.
 

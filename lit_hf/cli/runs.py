@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from lit_hf.cli.safety import FLAG
 from lit_hf.cli.trainer import TrainerCLI, with_run_config
 from lit_hf.errors import InputError, Problem
+from lit_hf.export.model_card import Provenance
 from lit_hf.run import RunFolder
 from lit_hf.task import Task
 from lit_hf.training.module import LitModule
@@ -64,6 +65,19 @@ def read_best_or_last(run: RunFolder, which: Literal["best", "last"]) -> dict[st
         cure = f"See which there are: lit-hf checkpoints {run.path}; or train it first: lit-hf fit."
         raise InputError(Problem(str(run.path), f"the run has no valid {which} checkpoint.", cure))
     return read_checkpoint(path)
+
+
+def provenance(run: RunFolder, path: Path, state: Mapping[str, Any]) -> Provenance:
+    """Return where a model of a run comes from: the run, and the checkpoint whose weights it has.
+
+    Args:
+        run: The run.
+        path: The checkpoint's state on the disk.
+        state: What was read from there.
+    """
+    results = {name.removeprefix("val/"): value for name, value in (state.get("results") or {}).items()}
+    epoch, step = state["epoch"] + 1, state["global_step"]
+    return Provenance(run.read_config(), run.read_record(), path.parent.name, results, epoch, step)
 
 
 def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:

@@ -58,6 +58,7 @@ from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
 from lit_hf.training.callbacks.spikes import LossSpikes
 from lit_hf.training.callbacks.throughput import Throughput
+from lit_hf.training.host_memory import keep_freed_memory
 from lit_hf.training.module import LitModule
 from lit_hf.training.precision import default_precision, precision_note
 from lit_hf.training.ranks import watch_ranks
@@ -283,6 +284,8 @@ class TrainerCLI(LightningCLI):
         settings["callbacks"] = [*own, *given]
         self.trainer = Trainer(**{**settings, "default_root_dir": str(self.run.path)})
         watch_ranks(self.trainer)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         return self.trainer
 
     def add_reference(self) -> None:

@@ -152,7 +152,7 @@ class _LinearLoss(torch.autograd.Function):
         gradients = _Gradients.of(ctx.needs_input_grad, states, weight, bias)
         total = hidden.new_zeros((), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(ids), _chunk(states)):
+            for start in range(0, max(len(ids), 1), _chunk(states)):  # once without targets, too: that makes zeros
                 part = slice(start, start + _chunk(states))
                 raw = functional.linear(states[part], matrix, None if bias is None else bias.to(dtype))
                 scores = after(raw.float())
@@ -196,7 +196,7 @@ class _Gradients(NamedTuple):
     def of(cls, needed: tuple[bool, ...], states: Tensor, weight: Tensor, bias: Tensor | None) -> _Gradients:
         return cls(
             torch.empty_like(states) if needed[0] else None,
-            torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None,
+            torch.empty_like(weight, dtype=torch.float32) if needed[1] else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needed[2] else None,
         )
 
@@ -212,7 +212,11 @@ class _Gradients(NamedTuple):
         if self.hidden is not None:
             torch.mm(slope, matrix, out=self.hidden[part])
         if self.weight is not None:
-            if slope.dtype == torch.float32:
+            if part.start == 0 and slope.dtype == torch.float32:
+                torch.mm(slope.t(), states, out=self.weight)
+            elif part.start == 0:
+                self.weight.copy_(slope.t() @ states)
+            elif slope.dtype == torch.float32:
                 self.weight.addmm_(slope.t(), states)
             else:
                 self.weight.add_(slope.t() @ states)

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from lit_hf.errors import Problem
 from lit_hf.losses.output_head import After, Head
-from lit_hf.task import IGNORED
+from lit_hf.task import IGNORED, Batch, Collator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +52,40 @@ class TokenOutput:
     logits: None = None
 
 
+PLACES = "target_places"
+"""Where a batch has rows and columns of its targets, shape [2, targets]."""
+
+
+class FindTargets:
+    """A collator that also finds where the targets are, on the host; a class, so that workers can be sent it.
+
+    Their number makes the shapes of all that is computed of them: on a GPU, each step would have to wait for it.
+
+    Args:
+        collator: Makes the batch.
+        shift: As `token_loss` has it.
+        labels: Which of the batch's tensors the labels are; without it the batch stays as it is.
+    """
+
+    def __init__(self, collator: Collator, *, shift: bool, labels: str = "labels") -> None:
+        self._collator = collator
+        self._shift = shift
+        self._labels = labels
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch with its `PLACES`."""
+        batch = dict(self._collator(rows))
+        if (labels := batch.get(self._labels)) is not None:
+            batch[PLACES] = _find(labels, self._shift)
+        return batch
+
+
+def _find(labels: Tensor, shift: bool) -> Tensor:
+    """Return row and column of each label [rows, tokens]; the column is that of the hidden state that predicts it."""
+    wanted = labels[:, 1:] if shift else labels
+    return (wanted != IGNORED).nonzero().t().contiguous()
+
+
 class _Places(NamedTuple):
     """Where tokens are predicted, and which.
 
@@ -66,11 +100,11 @@ class _Places(NamedTuple):
     ids: Tensor
 
     @classmethod
-    def of(cls, labels: Tensor, shift: bool) -> _Places:
-        """Find the places of labels [rows, tokens]; on a GPU that waits for it once, as their number makes shapes."""
-        wanted = labels[:, 1:] if shift else labels
-        rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
-        return cls(rows, columns, wanted[rows, columns])
+    def of(cls, batch: Batch, labels: Tensor, shift: bool) -> _Places:
+        """Return the places that a batch has, or find them: on a GPU that waits for it."""
+        found = batch.get(PLACES)
+        rows, columns = _find(labels, shift) if found is None else found
+        return cls(rows, columns, labels[rows, columns + shift])
 
     def pick(self, values: Tensor, length: int) -> Tensor:
         """Return the values at the places.
@@ -89,19 +123,18 @@ def smoothing_problems(label_smoothing: float) -> Iterator[Problem]:
         yield Problem("task.label_smoothing", f"{label_smoothing} is not in [0, 1).", "0.1 is usual.")
 
 
-def token_loss(
-    model: PreTrainedModel, batch: dict[str, Any], *, shift: bool, label_smoothing: float = 0.0
-) -> TokenOutput:
+def token_loss(model: PreTrainedModel, batch: Batch, *, shift: bool, label_smoothing: float = 0.0) -> TokenOutput:
     """Return the mean cross entropy over a batch's targets.
 
     Args:
         model: A language model with an output head; plain, quantized, or with an adapter.
-        batch: What the model takes. `labels` of shape [rows, tokens] are -100 where nothing is trained. Rows with
-            `shift` are padded on the right.
+        batch: What the model takes, and what `FindTargets` adds, where it made the batch. `labels` of shape [rows,
+            tokens] are -100 where nothing is trained. Rows with `shift` are padded on the right.
         shift: Whether a token is predicted one place before, as decoders alone do.
         label_smoothing: As `torch.nn.functional.cross_entropy` has it.
     """
-    places = _Places.of(batch["labels"], shift)
+    places = _Places.of(batch, batch["labels"], shift)
+    batch = _without_places(batch)
     lean = _run(model, _without_labels(model, batch), right_padded=shift) if _is_known(model) else None
     if lean is None:
         return _plain_loss(model, batch, places, label_smoothing)
@@ -110,18 +143,19 @@ def token_loss(
     return TokenOutput(total / max(len(places.ids), 1) + lean.extra, len(places.ids), right)
 
 
-def token_log_probs(model: PreTrainedModel, batch: dict[str, Any], labels: Tensor) -> Tensor:
+def token_log_probs(model: PreTrainedModel, batch: Batch, labels: Tensor) -> Tensor:
     """Return the log-probability of each label, given all that comes before it; 0 where there is none.
 
     Args:
         model: A decoder.
-        batch: What the model takes, without labels; rows are padded on the right.
+        batch: What the model takes, without labels, and what `FindTargets` adds; rows are padded on the right.
         labels: Shape [rows, tokens], -100 where no log-probability is wanted.
 
     Returns:
         Shape [rows, tokens - 1], in float32: the first token is not predicted.
     """
-    places = _Places.of(labels, shift=True)
+    places = _Places.of(batch, labels, shift=True)
+    batch = _without_places(batch)
     lean = _run(model, batch, right_padded=True) if _is_known(model) else None
     if lean is None:
         scores = places.pick(model(**batch).logits, labels.shape[1]).float()
@@ -130,6 +164,10 @@ def token_log_probs(model: PreTrainedModel, batch: dict[str, Any], labels: Tenso
         losses = lean.head.losses(places.pick(lean.hidden, labels.shape[1]), places.ids)
     empty = losses.new_zeros(labels.shape[0], labels.shape[1] - 1)
     return empty.index_put((places.rows, places.columns), -losses)
+
+
+def _without_places(batch: Batch) -> Batch:
+    return {name: value for name, value in batch.items() if name != PLACES}
 
 
 # the model's pass

@@ -23,7 +23,8 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
-from lit_hf.losses.tokens import TokenOutput, smoothing_problems, token_loss
+from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
+from lit_hf.losses.tokens import FindTargets, TokenOutput, smoothing_problems, token_loss
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class CausalLM(Task):
 
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
+    definitions = LANGUAGE_MODELLING
     peft_task_type = "CAUSAL_LM"
 
     def __init__(
@@ -166,11 +168,11 @@ class CausalLM(Task):
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return what pads blocks on the right, their labels with -100, and prompts on the left."""
-        return _PaddingCollator(self.tokenizer, pad_to_multiple_of)
+        return FindTargets(_PaddingCollator(self.tokenizer, pad_to_multiple_of), shift=True)
 
     def packing_collator(self) -> Collator:
         """Return what lays documents side by side."""
-        return PackingCollator()
+        return FindTargets(PackingCollator(), shift=True)
 
     def full_row(self, length: int) -> dict[str, Any]:
         """Return a block, all of it trained."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 from lit_hf.data.cells import Cells
 from lit_hf.data.texts import text_problems
 from lit_hf.errors import Problem, raise_problems
+from lit_hf.evaluation.definitions import RETRIEVAL
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Embedding(Task):
 
     auto_class = "AutoModel"
     pipeline_tag = "sentence-similarity"
+    definitions = RETRIEVAL
     peft_task_type = "FEATURE_EXTRACTION"
 
     def __init__(

@@ -14,7 +14,8 @@ from lit_hf.data.blocks import cut_blocks, resolve_length
 from lit_hf.data.cells import Cells
 from lit_hf.data.texts import document_problems, is_blank, text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
-from lit_hf.losses.tokens import TokenOutput, token_loss
+from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
+from lit_hf.losses.tokens import FindTargets, TokenOutput, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class MaskedLM(Task):
 
     auto_class = "AutoModelForMaskedLM"
     pipeline_tag = "fill-mask"
+    definitions = LANGUAGE_MODELLING
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class MaskedLM(Task):
             random_replace_prob=0.0 if self.whole_word else 0.1,
         )
         pad = DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-        return _MaskingCollator(mask, pad, training)
+        return FindTargets(_MaskingCollator(mask, pad, training), shift=False)
 
     def full_row(self, length: int) -> dict[str, Any]:
         """Return words of one token each, which are masked as any others."""

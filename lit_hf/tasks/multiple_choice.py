@@ -10,6 +10,7 @@ from transformers import DataCollatorForMultipleChoice
 
 from lit_hf.data.cells import Cells
 from lit_hf.data.texts import text_problems
+from lit_hf.evaluation.definitions import CHOICES
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class MultipleChoice(Task):
 
     auto_class = "AutoModelForMultipleChoice"
     pipeline_tag = "multiple-choice"
+    definitions = CHOICES
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 from lit_hf.data.cells import Cells
 from lit_hf.data.texts import text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.evaluation.definitions import ANSWERS
 from lit_hf.evaluation.spans import Reading, Window, read_windows
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
@@ -50,6 +51,7 @@ class QuestionAnswering(Task):
 
     auto_class = "AutoModelForQuestionAnswering"
     pipeline_tag = "question-answering"
+    definitions = ANSWERS
     peft_task_type = "QUESTION_ANS"
 
     def __init__(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from lit_hf.data.cells import Cells
 from lit_hf.data.chat_templates import render
 from lit_hf.data.pairs import PairCollator, PairColumns, PairOutput, join, messages
+from lit_hf.evaluation.definitions import PAIRS
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class RewardModel(Task):
 
     auto_class = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"
+    definitions = PAIRS
     peft_task_type = "SEQ_CLS"
 
     def __init__(

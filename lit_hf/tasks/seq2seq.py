@@ -14,7 +14,8 @@ from lit_hf.data.cells import Cells
 from lit_hf.data.texts import text_problems
 from lit_hf.errors import Problem, nearest, raise_problems
 from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
-from lit_hf.losses.tokens import smoothing_problems, token_loss
+from lit_hf.evaluation.definitions import TEXTS
+from lit_hf.losses.tokens import FindTargets, smoothing_problems, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Seq2Seq(Task):
     """
 
     auto_class = "AutoModelForSeq2SeqLM"
+    definitions = TEXTS
     peft_task_type = "SEQ_2_SEQ_LM"
     generation: dict[str, Any]
 
@@ -190,7 +192,8 @@ class Seq2Seq(Task):
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return Hugging Face's collator for sequences to sequences; in evaluation it passes the references on."""
         pad = DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-        return _ReferencesBeside(pad, keep=not training and self.predict_with_generate)
+        beside = _ReferencesBeside(pad, keep=not training and self.predict_with_generate)
+        return FindTargets(beside, shift=False)
 
     def full_row(self, length: int) -> dict[str, Any]:
         """Return a source and a target that are both full."""

@@ -15,6 +15,7 @@ from lit_hf.data.cells import Cells
 from lit_hf.data.labels import check_order, class_names
 from lit_hf.data.texts import text_problems
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
+from lit_hf.evaluation.definitions import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lit_hf.evaluation.report import confusion_report
 from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
 
@@ -272,6 +273,11 @@ class TextClassification(Task):
             return regression_metrics()
         build = single_label_metrics if self.kind == "single_label" else multi_label_metrics
         return build(len(self.labels or []))
+
+    @property
+    def definitions(self) -> Mapping[str, str]:
+        """What the metrics of the kind are."""
+        return {"single_label": SINGLE_LABEL, "multi_label": MULTI_LABEL, "regression": REGRESSION}[self.kind]
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:

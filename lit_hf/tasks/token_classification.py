@@ -12,6 +12,7 @@ from transformers import DataCollatorForTokenClassification
 from lit_hf.data.cells import Cells
 from lit_hf.data.labels import check_order, class_names
 from lit_hf.errors import InputError, Problem
+from lit_hf.evaluation.definitions import TAGGING
 from lit_hf.evaluation.entities import OUTSIDE, entity_table, entity_types, find_entities
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task, named_labels
 
@@ -38,6 +39,7 @@ class TokenClassification(Task):
 
     auto_class = "AutoModelForTokenClassification"
     pipeline_tag = "token-classification"
+    definitions = TAGGING
     peft_task_type = "TOKEN_CLS"
 
     def __init__(

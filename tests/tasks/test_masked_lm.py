@@ -85,6 +85,7 @@ def test_a_row_is_masked_as_the_plain_collator_masks_it(tokenizer):
     expected = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)([row])
     torch.manual_seed(3)
     batch = task.collator(training=True)([row])
+    assert torch.equal(batch.pop("target_places"), (batch["labels"] != -100).nonzero().t())
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     for name, values in batch.items():
         assert torch.equal(values, expected[name])

@@ -20,37 +20,11 @@ from transformers import LlamaForCausalLM
 from lit_hf.losses import output_head
 from lit_hf.losses import tokens as token_loss
 from tests.losses.architectures import ARCHITECTURES, PAIRS, PLAIN, WORDS, batch_of, made, model_of
+from tests.losses.steps import gradients, lean, plain
 
 every_architecture = pytest.mark.parametrize(
     ("kind", "name", "config"), ARCHITECTURES, ids=[name for _, name, _ in ARCHITECTURES]
 )
-
-
-def gradients(model):
-    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
-
-
-def plain(model, batch, smoothing=0.0, shift=False):
-    """Return loss and gradients as the model computes them."""
-    model.zero_grad()
-    outputs = model(**batch)
-    loss = outputs.loss
-    if smoothing:
-        logits, labels = outputs.logits[:, -batch["labels"].shape[1] :], batch["labels"]
-        if shift:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        pairs = logits.flatten(0, 1).float(), labels.flatten()
-        cross_entropy = torch.nn.functional.cross_entropy
-        loss = loss - cross_entropy(*pairs) + cross_entropy(*pairs, label_smoothing=smoothing)
-    loss.backward()
-    return loss.detach(), gradients(model)
-
-
-def lean(model, batch, smoothing=0.0, shift=False):
-    model.zero_grad()
-    loss = token_loss.token_loss(model, batch, shift=shift, label_smoothing=smoothing).loss
-    loss.backward()
-    return loss.detach(), gradients(model)
 
 
 def assert_same(found, expected):
@@ -60,11 +34,6 @@ def assert_same(found, expected):
     largest = max(value.abs().max() for value in expected[1].values() if value.numel())
     for name, value in found[1].items():
         torch.testing.assert_close(value, expected[1][name], rtol=1e-5, atol=1e-6 * largest.item(), msg=name)
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(output_head, "CHUNK", 5)
 
 
 @every_architecture
@@ -235,73 +204,6 @@ def test_two_ranks_have_the_gradients_of_one():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-
-
-# what a GPU would be waited for
-
-
-class Unasked(TorchDispatchMode):
-    """Refuses what needs the numbers of a tensor, for which a GPU would have to be waited for."""
-
-    ASKING = (
-        torch.ops.aten.nonzero.default,
-        torch.ops.aten.masked_select.default,
-        torch.ops.aten._local_scalar_dense.default,
-        torch.ops.aten.is_nonzero.default,
-        torch.ops.aten.equal.default,
-    )
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in self.ASKING, func
-        by_mask = func is torch.ops.aten.index.Tensor and any(
-            index is not None and index.dtype is torch.bool for index in args[1]
-        )
-        assert not by_mask, "a mask as an index"
-        return func(*args, **(kwargs or {}))
-
-
-def found(batch, shift, labels="labels"):
-    """Return the batch as a collator of that batch with its targets' places makes it."""
-    return token_loss.FindTargets(lambda rows: dict(batch), shift=shift, labels=labels)([])
-
-
-def test_the_collator_finds_where_the_targets_are():
-    labels = torch.tensor([[-100, 5, 6], [-100, -100, 7]])
-    assert found({"labels": labels}, True)["target_places"].tolist() == [[0, 0, 1], [0, 1, 1]]
-    assert found({"labels": labels}, False)["target_places"].tolist() == [[0, 0, 1], [1, 2, 2]]
-    assert found({"input_ids": labels}, True).keys() == {"input_ids"}
-
-
-@pytest.mark.parametrize(("kind", "name"), [("decoder", "llama_tied"), ("decoder", "gemma2"), ("pair", "t5")])
-def test_a_step_asks_nothing_of_the_device(kind, name, small_chunks):
-    model, batch, shift = model_of(kind, name), batch_of(kind), kind == "decoder"
-    if kind == "pair":
-        del batch["attention_mask"]  # transformers looks into it
-        batch["decoder_input_ids"] = token_loss._shifted(model, batch["labels"])  # and T5 into its labels
-    expected = lean(model, batch, 0.1, shift)  # the first pass compares the head's logits with the model's
-    known = found(batch, shift)
-    with Unasked():
-        loss, grads = lean(model, known, 0.1, shift)
-    assert torch.equal(loss, expected[0])
-    assert all(torch.equal(grads[name], value) for name, value in expected[1].items())
-    with pytest.raises(AssertionError, match="nonzero"), Unasked():
-        lean(model, batch, 0.1, shift)
-
-
-def test_log_probabilities_ask_nothing_of_the_device(small_chunks):
-    model, batch = model_of("decoder", "llama"), batch_of("decoder")
-    labels = batch.pop("labels")
-    expected = token_loss.token_log_probs(model, batch, labels)
-    known = found({**batch, "targets": labels}, True, "targets")
-    del known["targets"]
-    with Unasked():
-        log_probs = token_loss.token_log_probs(model, known, labels)
-    assert torch.equal(log_probs, expected)
-
-
-def test_a_model_that_computes_its_loss_itself_is_not_given_the_places():
-    model, batch = model_of("encoder", "mobilebert"), batch_of("encoder")
-    assert torch.equal(lean(model, found(batch, False))[0], lean(model, batch)[0])
 
 
 # memory and masks

@@ -61,10 +61,10 @@ def export_run(
     if path is None:
         cure = "Export the newest one: --checkpoint last." if run.checkpoint("last") else "Train it first: lit-hf fit."
         raise InputError(Problem(str(run.path), f"the run has no valid {checkpoint} checkpoint.", cure))
-    from lit_hf.cli.runs import load_run, provenance, read_checkpoint
+    from lit_hf.cli.runs import load_run
     from lit_hf.export.package import export
 
-    model, task, record = load_run(run, checkpoint, safe)
+    model, task, record, origin = load_run(run, path, safe)
     folder = output or run.export
     export(
         cast("PreTrainedModel", model),
@@ -72,7 +72,7 @@ def export_run(
         record,
         folder,
         merge=bool(config.get("merge")) if merge is None else merge,
-        origin=provenance(run, path, read_checkpoint(path)),
+        origin=origin,
     )
     return folder
 

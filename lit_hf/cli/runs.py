@@ -27,11 +27,13 @@ class LoadedRun(NamedTuple):
         model: The `transformers` or PEFT model with the checkpoint's weights, in evaluation mode.
         task: The task, bound to the run's tokenizer and labels.
         record: The task's `class_path` and `init_args`.
+        origin: Where the weights come from.
     """
 
     model: nn.Module
     task: Task
     record: dict[str, Any]
+    origin: Provenance
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -111,20 +113,20 @@ def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
     cli.task.bind(cli.datamodule.tokenizer)
 
 
-def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best", safe: bool = False) -> LoadedRun:
+def load_run(run: RunFolder, path: Path, safe: bool = False) -> LoadedRun:
     """Rebuild a run's model from its folder.
 
     Args:
         run: The run.
-        checkpoint: `best` or `last`.
+        path: The state of one of its checkpoints.
         safe: Take the run's config as data, as `--safe-config` does.
 
     Raises:
         InputError: If there is no run, or its checkpoint cannot be used.
     """
     cli = TrainerCLI(with_run_config([str(run.path), *([FLAG] if safe else [])]))
-    state = read_best_or_last(run, checkpoint)
+    state = read_checkpoint(path)
     bind_task(cli, state)
     build_model(cli.model)
     load_weights(cli.model, state)
-    return LoadedRun(cli.model.model.eval(), cli.task, cli.resolved["task"])
+    return LoadedRun(cli.model.model.eval(), cli.task, cli.resolved["task"], provenance(run, path, state))

@@ -196,7 +196,7 @@ def test_other_rows_that_lie_elsewhere_are_refused_by_where_they_lie(folder, cap
     assert resume(folder, *elsewhere) == 2
     told = capsys.readouterr().err
     assert "error: data.source.train: the run 'tiny' was started with 'train.jsonl', now it is '" in told
-    assert "validation" not in told and FLAG in told
+    assert "data.source.validation" not in told and FLAG in told
 
 
 def test_a_split_that_is_gone_is_another_one(folder, capsys):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,18 @@ def run(arguments: Sequence[str]) -> None:
         Preempted: If the process was told to end.
     """
     cli = TrainerCLI([argument for argument in arguments if argument != FLAG])
+    with cli.run.held() if _is_first() else nullcontext():
+        _run(cli, inexact=FLAG in arguments)
+
+
+def _is_first() -> bool:
+    """Say whether this is the process that starts a run's others: those share it."""
+    return rank_zero_only.rank == 0 and all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "GROUP_RANK"))
+
+
+def _run(cli: TrainerCLI, inexact: bool) -> None:
     record = cli.run.read_record() if cli.run.exists() else {}
-    resumption = Resumption(cli.run.path.name, inexact=FLAG in arguments)
+    resumption = Resumption(cli.run.path.name, inexact)
     if record:
         if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
             resumption.compare_settings(cli.run.read_config(), cli.resolved)

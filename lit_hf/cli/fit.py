@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,27 @@ def run(arguments: Sequence[str]) -> None:
         Preempted: If the process was told to end.
     """
     cli = TrainerCLI([argument for argument in arguments if argument != FLAG])
-    with cli.run.held() if _is_first() else nullcontext():
+    with _may_be_told_to_end(cli.run), cli.run.held() if _is_first() else nullcontext():
         _run(cli, inexact=FLAG in arguments)
+
+
+@contextmanager
+def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
+    """Have SIGTERM end what comes before and after the training as it ends that, which Lightning sees to by itself."""
+
+    def stop(*_: object) -> None:
+        if signal.getsignal(signal.SIGTERM) is stop:  # else it is one of those that Lightning's own handler calls
+            raise SIGTERMException
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if is_main else None
+    try:
+        yield
+    except SIGTERMException as error:
+        raise Preempted(Problem(str(run.path), "the process was told to end.", _kept(run))) from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _is_first() -> bool:
@@ -106,8 +127,6 @@ def _newest(run: RunFolder) -> Path | None:
 def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException as error:
-        raise Preempted(Problem(str(cli.run.path), "the process was told to end.", _kept(cli.run))) from error
     except TrainingError as error:
         *others, last = error.problems
         raise TrainingError(*others, last._replace(cure=f"{last.cure} {_kept(cli.run)}".strip())) from error

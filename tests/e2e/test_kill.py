@@ -122,7 +122,8 @@ def whole(models, tmp_path_factory):
             folder = tmp_path_factory.mktemp(scenario)
             write_rows(folder)
             (folder / "run.yaml").write_text(yaml.safe_dump(config(scenario, *models)))
-            endings[scenario] = (folder, *fit(folder, "whole", sabotage=use_cache_in(folder / "whole-cache")))
+            sabotage = use_cache_in(folder / "whole-cache") if scenario == "scratch" else None
+            endings[scenario] = (folder, *fit(folder, "whole", sabotage=sabotage))
         return endings[scenario]
 
     return get

@@ -92,7 +92,8 @@ def main() -> None:
 def _runs(name: str, plan: Plan) -> Iterator[dict[str, Any]]:
     """Run a workload, or the starts, and say what came of each run."""
     if name == RESUME:
-        for run in resume.measure(plan.cache / RESUME, plan.rounds, environment(plan.cache, plan.threads)):
+        env = environment(plan.cache, plan.threads)
+        for run in resume.measure(plan.cache / RESUME, plan.rounds, env, plan.peers):
             print(_line(run), flush=True)
             yield run
         return
@@ -152,7 +153,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(data), help="folder of the datasets; default: $LIT_HF_DATA")
     parser.add_argument("--quick", action="store_true", help="three workloads on few rows, one round: five minutes")
     parser.add_argument("--gpu", action="store_true", help="the suite for one GPU")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads, curves, points of curves, `start`, `resume`")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="workloads, curves, points of curves, `start`, `resume`"
+    )
     parser.add_argument("--peers", nargs="+", metavar="PEER", help="only these peers")
     parser.add_argument("--rounds", type=int, help="how often each runs; default: 3, quick 1")
     parser.add_argument("--rows", type=int, help="training rows of every workload; default: each one's own")

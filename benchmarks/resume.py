@@ -15,11 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from benchmarks.interleaving import rounds
 
 STEPS = (10, 100_000)
 KINDS = ("rows", "stream")
@@ -125,9 +123,19 @@ def hf_trainer(kind: str, steps: int, folder: Path, output: Path) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
 
 
-def measure(folder: Path, count: int, env: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Train what is not there yet, then resume in turn, and yield each resume's seconds."""
-    everybody = [f"{peer} {kind}" for kind in KINDS for peer in ("lit_hf", *PEERS)]
+def measure(
+    folder: Path, count: int, env: dict[str, str], peers: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Train what is not there yet, then resume in turn, and yield each resume's seconds.
+
+    Args:
+        folder: Where what they start from is, or will be.
+        count: How often each resumes.
+        env: The environment of every process.
+        peers: Only these beside lit-hf; None takes all.
+    """
+    chosen = [peer for peer in PEERS if peers is None or peer in peers]
+    everybody = [f"{peer} {kind}" for kind in KINDS for peer in ("lit_hf", *chosen)]
     if not (folder / "checkpoint").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         _run(env, "prepare", "lit_hf", "rows", "0", str(folder))

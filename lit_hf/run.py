@@ -17,7 +17,6 @@ import yaml
 from lit_hf.checkpoints import STATE, Damaged, newest_valid, read_manifest, verify
 from lit_hf.errors import InputError, Problem
 
-
 SECONDS_TO_LEAVE = 10.0
 """How long the processes that prepare batches may take to notice that the run they belong to was killed."""
 
@@ -111,6 +110,16 @@ class RunFolder:
             with suppress(OSError):
                 for folder in made:
                     folder.rmdir()
+
+    def flush_metrics(self) -> None:
+        """Have the disk hold what was logged so far: no checkpoint may be ahead of it."""
+        for path in (self.metrics, self.path):
+            if path.exists():
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
 
     def read_config(self) -> dict[str, Any]:
         """Return the config that the run was started with.

@@ -576,7 +576,10 @@ CRYPTIC += [
     Fault(
         39,
         f"the Hub answers {status} of data",
-        (f"data.source.path: org/status-{status}: {STATUSES[status].replace('model', 'dataset')}", f"(status {status})"),
+        (
+            f"data.source.path: org/status-{status}: {STATUSES[status].replace('model', 'dataset')}",
+            f"(status {status})",
+        ),
         config={"data.source": {"path": f"org/status-{status}"}},
     )
     for status in (401, 403, 503)

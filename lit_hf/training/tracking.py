@@ -202,9 +202,7 @@ class _OnceWandb(WandbLogger):
         self._row = None
 
 
-def _wandb(
-    run: RunFolder, config: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, float]]]
-) -> WandbLogger:
+def _wandb(run: RunFolder, config: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, float]]]) -> WandbLogger:
     """Start the tracker, and let it catch up on the rows before the step that the run goes on from."""
     # read when wandb is imported: nothing about a crash goes to its makers
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

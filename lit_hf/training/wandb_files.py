@@ -1,4 +1,4 @@
-"""What of a run lies in W&B's own files: it writes behind, and what it had not written when a run was killed is lost."""
+"""What of a run lies in W&B's own files: it writes behind, and what is not written when a run is killed is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def logged_steps(folder: Path, run_id: str) -> Iterator[int]:
         folder: The folder that W&B was given.
         run_id: The run's id on W&B.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for file in sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")):
         for content in _records(file.read_bytes()):

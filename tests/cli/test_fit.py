@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
+import lit_hf.run
 from lit_hf.checkpoints import found
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
@@ -378,3 +379,11 @@ def test_an_export_that_is_told_to_end_is_caught_up_on(folder, capsys):
     assert not (folder / "runs" / "tiny" / "export" / "model.safetensors").exists()
     assert fit(*options) == 0
     assert (folder / "runs" / "tiny" / "export" / "model.safetensors").is_file()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(folder, monkeypatch, capsys):
+    monkeypatch.setattr(lit_hf.run, "SECONDS_TO_LEAVE", 0.0)
+    with RunFolder("runs/tiny").held():
+        assert fit() == 2
+    assert "error: name: another process is training the run runs/tiny." in capsys.readouterr().err
+    assert not (folder / "runs").exists()

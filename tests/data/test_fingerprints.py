@@ -49,7 +49,9 @@ def test_what_is_made_of_the_rows_is_the_same_wherever_they_lie(rows: Path, tmp_
     one, two = (load_splits(Source(train=str(file), **settings))["train"].rows for file in (rows, moved))
 
     assert one._fingerprint == two._fingerprint
-    assert one._fingerprint != load_splits(Source(train=str(rows), **settings | {"limit": 2}))["train"].rows._fingerprint
+    assert (
+        one._fingerprint != load_splits(Source(train=str(rows), **settings | {"limit": 2}))["train"].rows._fingerprint
+    )
 
 
 def test_a_file_is_hashed_once_as_long_as_it_is_the_same(

@@ -144,6 +144,7 @@ class RunCheckpoints(Checkpoint):
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
         """Publish a checkpoint, and only then delete those that are neither the newest nor the best."""
+        self.run.flush_metrics()
         publish(folder, manifest)
         for other in found(self.run.checkpoints):
             if other.name not in (folder.name, manifest.best.name):

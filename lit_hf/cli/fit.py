@@ -69,7 +69,8 @@ def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
 
 def _is_first() -> bool:
     """Say whether this is the process that starts a run's others: those share it."""
-    return rank_zero_only.rank == 0 and all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "GROUP_RANK"))
+    nodes = (os.environ.get(name, "0") for name in ("NODE_RANK", "GROUP_RANK"))
+    return getattr(rank_zero_only, "rank", 0) == 0 and all(node == "0" for node in nodes)
 
 
 def _run(cli: TrainerCLI, inexact: bool) -> None:

@@ -21,6 +21,7 @@ CHATTY_LOGGERS = (
 
 NEEDLESS_WARNINGS = (
     r".*does not have many workers.*",
+    r"Total length of `list` across ranks is zero.*",  # ours says that there is no validation split
     r".*litlogger.*",
     r"The number of training batches .* is smaller than the logging interval.*",
     r"Checkpoint directory .* exists and is not empty.*",

@@ -208,7 +208,8 @@ def _wandb(run: RunFolder, config: Mapping[str, Any], rows: Sequence[tuple[int, 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     project = os.environ.get("WANDB_PROJECT", "lit-hf")
     logger = _OnceWandb(project=project, save_dir=run.path, experiment=_start_wandb(run, config, project))
-    logger.logged_to = _last_on_wandb(run, logger)
+    last = _last_on_wandb(run, logger)
+    logger.logged_to = -1 if last is None else last
     for step, metrics in rows:
         logger.log_metrics(metrics, step)
     return logger

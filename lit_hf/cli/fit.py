@@ -132,7 +132,7 @@ def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
         *others, last = error.problems
         raise TrainingError(*others, last._replace(cure=f"{last.cure} {_kept(cli.run)}".strip())) from error
     except SystemExit as error:  # what Lightning makes of Ctrl-C
-        if trainer.interrupted:
+        if trainer.interrupted and not isinstance(error, SIGTERMException):
             raise KeyboardInterrupt from error
         raise
     except Exception as error:

@@ -63,6 +63,8 @@ def export(
         after = answers(written, task.tokenizer)
         if lost := loss_of_precision(model, expected, after):
             expected, merged = after, False  # what is written is compared with what was merged
+    if isinstance(written, PeftModel):
+        settle_ranks(written)
     temporary = _make_sibling(folder, _size(written))
     trusted = type(_plain(model)).__module__.startswith("transformers_modules")
     try:
@@ -144,7 +146,6 @@ def _replaceable(folder: Path) -> bool:
 
 def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: Path, lost: Loss | None) -> None:
     if isinstance(model, PeftModel):
-        settle_ranks(model)
         model.save_pretrained(str(folder), save_embedding_layers=False)  # trained ones are part of the adapter
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         plain = _plain(model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,7 +47,8 @@ def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new
             raise InputError(Problem("model.adapter", f"{what}{', '.join(sorted(heads))}.", "Take another adapter."))
         adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), *heads})
     try:
-        return get_peft_model(model, adapter)
+        with own_rank_pattern():
+            return get_peft_model(model, adapter)
     except _REFUSALS as error:
         raise InputError(_refusal(adapter, error)) from error
 
@@ -53,6 +56,14 @@ def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new
 def _refusal(adapter: PeftConfig, error: Exception) -> Problem:
     text = " ".join(str(error).split()) or type(error).__name__
     return Problem("model.adapter", f"{type(adapter).__name__} does not fit this model: {text.removesuffix('.')}.")
+
+
+@contextmanager
+def own_rank_pattern() -> Iterator[None]:
+    """Keep PEFT from warning of AdaLoRA's ranks, which it takes for those of LoRA, by other names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        yield
 
 
 def _takes_all_linear(model: PreTrainedModel, adapter: Any) -> bool:
@@ -121,10 +132,21 @@ def _setting_problems(adapter: Any) -> Iterator[Problem]:
         what = "PEFT computes LoftQ on a GPU (CUDA or XPU) only, unless the base is quantized."
         cure = "Quantize the base (model.quantization), where LoftQ starts on any device; or leave it out."
         yield Problem(f"{WHERE}.init_lora_weights", what, cure)
-    target, start = getattr(adapter, "target_r", None), getattr(adapter, "init_r", None)
-    if target is not None and start is not None and target >= start:
-        what = f"{start} ranks cannot shrink to {target}."
-        yield Problem(f"{WHERE}.target_r", what, "Give less than init_r.")
+    if hasattr(adapter, "total_step"):
+        yield from _budget_problems(adapter)
+
+
+def _budget_problems(adapter: Any) -> Iterator[Problem]:
+    """Find settings of AdaLoRA by which its ranks cannot shrink, or not to what is asked for."""
+    if not 0 < adapter.target_r < adapter.init_r:
+        what = f"{adapter.init_r} ranks cannot shrink to {adapter.target_r}."
+        yield Problem(f"{WHERE}.target_r", what, "Give 1 or more, and less than init_r.")
+    for key, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
+        if (value := getattr(adapter, key)) < least:
+            yield Problem(f"{WHERE}.{key}", f"{value} is too few steps.", f"Give {least} or more.")
+    for key in ("beta1", "beta2"):
+        if not 0 < (value := getattr(adapter, key)) < 1:
+            yield Problem(f"{WHERE}.{key}", f"{value} is not between 0 and 1.", "Leave it out (0.85).")
 
 
 def reference_problems(adapter: PeftConfig) -> Iterator[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -154,6 +153,7 @@ def _load_adapted(
     from safetensors import safe_open
 
     from lit_hf.models.adapter_losses import leave_loss_alone
+    from lit_hf.models.adapters import own_rank_pattern
     from lit_hf.models.vocabulary import grow, ungrow
 
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -176,8 +176,7 @@ def _load_adapted(
         from lit_hf.models.quantization import prepare
 
         model = prepare(model)
-    with warnings.catch_warnings():  # AdaLoRA's ranks are not those of LoRA, with which PEFT compares them
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+    with own_rank_pattern():
         adapted_model = PeftModel.from_pretrained(model, str(folder))
     leave_loss_alone(adapted_model)
     return cast("PreTrainedModel", adapted_model)

@@ -140,7 +140,8 @@ class LitModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what moves an adapter's ranks between layers, where it does."""
-        return [RankBudget()] if moves_ranks(self.adapter) else []
+        adapter = self.adapter
+        return [RankBudget(adapter)] if adapter is not None and moves_ranks(adapter) else []
 
     def setup(self, stage: str) -> None:
         """Make the metrics of the stage's splits."""

@@ -21,6 +21,7 @@ from lit_hf.export.merging import merge as merge_adapter
 from lit_hf.export.verify import answers, tolerance_for, verify
 from lit_hf.models.adapters import settle_ranks
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
+from lit_hf.models.quantization import merge_problems, stored_quantization
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +93,9 @@ def check(model: PreTrainedModel | PeftModel, merge: bool) -> list[Problem]:
     if merge and (adapter.is_prompt_learning or not _can_merge(model)):
         what = f"a {adapter.peft_type.value} adapter cannot be merged into its base model."
         return [Problem("merge", what, "Export the adapter alone: merge: false.")]
-    if not merge and not (adapter.base_model_name_or_path or _plain(model).name_or_path):
+    if merge:
+        return list(merge_problems(stored_quantization(_plain(model).config)))
+    if not (adapter.base_model_name_or_path or _plain(model).name_or_path):
         what = "the adapter's base model was made from a config, so nobody could load it again."
         return [Problem("model.adapter", what, "Export both as one model: merge: true.")]
     return []

@@ -12,8 +12,9 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer, AutoQuantizationConfig
+from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
+from transformers.utils.quantization_config import QuantizationMethod
 
 from lit_hf.errors import Problem
 from lit_hf.models.adapters import changes_base
@@ -48,9 +49,12 @@ def name_of(quantization: QuantizationConfigMixin) -> str:
     if isinstance(quantization, BitsAndBytesConfig):
         bits = f"4-bit {quantization.bnb_4bit_quant_type}" if quantization.load_in_4bit else "8-bit"
         return f"bitsandbytes {bits}"
-    method = quantization.quant_method
     kind = getattr(quantization, "quant_type", None)
-    return f"{getattr(method, 'value', method)}{f' {type(kind).__name__}' if kind is not None else ''}"
+    return f"{_method(quantization)}{f' {type(kind).__name__}' if kind is not None else ''}"
+
+
+def _method(quantization: QuantizationConfigMixin) -> str:
+    return str(getattr(quantization.quant_method, "value", quantization.quant_method))
 
 
 def quantization_problems(
@@ -124,6 +128,24 @@ def environment_problems(quantization: QuantizationConfigMixin, is_stored: bool,
     if not quantizer.is_trainable:
         what = f"transformers cannot train adapters on {name_of(quantization)} weights."
         yield Problem(WHERE, what, "Take bitsandbytes (transformers.BitsAndBytesConfig), or 8 bits of torchao.")
+
+
+def merge_problems(quantization: QuantizationConfigMixin | None) -> Iterator[Problem]:
+    """Find weights without a way back to plain ones, into which an adapter could be merged.
+
+    There is one where transformers' quantizer has it, and in torchao's tensors, which need no quantizer for it.
+
+    Args:
+        quantization: How the base model's weights are quantized; None for not at all.
+    """
+    if quantization is None or (method := _method(quantization)) == QuantizationMethod.TORCHAO.value:
+        return
+    kinds = [kind for key, kind in AUTO_QUANTIZER_MAPPING.items() if key == method or key.startswith(f"{method}_")]
+    if not kinds or any(kind._dequantize is HfQuantizer._dequantize for kind in kinds):
+        what = (
+            f"{name_of(quantization)} weights cannot be turned back into plain ones, which an adapter is merged into."
+        )
+        yield Problem("merge", what, "Export the adapter alone: merge: false.")
 
 
 def spare(

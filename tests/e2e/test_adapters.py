@@ -160,7 +160,9 @@ def test_adalora_gets_to_its_target_in_a_run_that_is_made_longer_or_shorter(fit,
     (tmp_path / "stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stop]}}))
 
     assert fit("longer", "--trainer.max_steps", "8", adapter=adapter)[0] == 0
-    code, longer = fit("longer", "--trainer.max_steps", "12", adapter=adapter)  # its first step is that of the last move
+    code, longer = fit(
+        "longer", "--trainer.max_steps", "12", adapter=adapter
+    )  # its first step is that of the last move
     assert code == 0, capsys.readouterr().err
     assert fit("shorter", "-c", "stop.yaml", "--name", "shorter", adapter=adapter)[0] == 1
     code, shorter = fit("shorter", "--trainer.max_steps", "9", adapter=adapter)  # the last move was to be in its step 6

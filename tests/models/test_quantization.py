@@ -15,13 +15,17 @@ from peft import (
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    AwqConfig,
     BitsAndBytesConfig,
     EetqConfig,
+    FineGrainedFP8Config,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTQConfig,
     LlamaConfig,
     LlamaForSequenceClassification,
     LlamaModel,
+    QuantoConfig,
     TorchAoConfig,
 )
 
@@ -31,6 +35,7 @@ from lit_hf.models.quantization import (
     dequantize,
     environment_problems,
     is_quantized,
+    merge_problems,
     name_of,
     prepare,
     quantization_problems,
@@ -319,6 +324,33 @@ def test_a_package_that_is_missing_is_told(llama):
     (problem,) = found_here(Base(str(llama), quantization=EetqConfig()), "cuda")
     assert problem.where == "model.quantization"
     assert "eetq does not work on this machine" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("quantization", "merges"),
+    [
+        (None, True),
+        (BitsAndBytesConfig(**NF4), True),
+        (BitsAndBytesConfig(load_in_8bit=True), True),
+        (AwqConfig(), False),
+        (EetqConfig(), False),
+        (FineGrainedFP8Config(), False),
+        (GPTQConfig(bits=4), False),
+        (QuantoConfig(), False),
+    ],
+    ids=lambda value: str(getattr(value, "quant_method", value)),
+)
+def test_weights_without_a_way_back_take_no_adapter(quantization, merges):
+    found = list(merge_problems(quantization))
+    assert places(found) == ([] if merges else ["merge"])
+    assert all(problem.cure == "Export the adapter alone: merge: false." for problem in found)
+
+
+def test_weights_of_torchao_have_a_way_back():
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    assert list(merge_problems(TorchAoConfig(Int8WeightOnlyConfig()))) == []
 
 
 def test_weights_that_no_adapter_trains_on_are_told(llama):

@@ -26,11 +26,14 @@ WHERE = "model.quantization"
 SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
 """How quantization configs call the modules that they leave as they are."""
 
-UNFIT = (
-    *("ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LOHA"),
-    *("LOKR", "OSF", "PEANUT", "PSOFT", "SUPERTUNING", "TINYLORA"),
+UNFIT_ON_8_BITS = (
+    *("ADAMSS", "DELORA", "FROD", "GLORA", "HRA", "OSF"),
+    *("PEANUT", "PSOFT", "SUPERTUNING", "TINYLORA"),
 )
-"""PEFT's tuners that compute on the weights as they lie, which bitsandbytes packs."""
+UNFIT_ON_4_BITS = (*UNFIT_ON_8_BITS, "DEFT", "LOHA", "LOKR")
+UNFIT_ON_TORCHAO = (*UNFIT_ON_8_BITS, "DEFT", "HIRA")
+"""PEFT's tuners that compute on the weights as they lie: packed in 4 bits, scaled in 8. `tests/models/test_tuners.py`
+tries all tuners on all three."""
 
 
 def stored_quantization(config: PreTrainedConfig) -> QuantizationConfigMixin | None:
@@ -87,8 +90,8 @@ def quantization_problems(
         cure = "Train an adapter on them (model.adapter; see configs/methods/qlora.yaml)"
         cure += "." if given is None else ", or leave model.quantization out."
         yield Problem("model.adapter", "quantized weights do not train themselves, and there is no adapter.", cure)
-    elif isinstance(given or stored, BitsAndBytesConfig) and getattr(adapter.peft_type, "value", None) in UNFIT:
-        what = f"{type(adapter).__name__} computes on the weights as they lie, and bitsandbytes packs them."
+    elif (quantization := given or stored) and getattr(adapter.peft_type, "value", None) in _unfit(quantization):
+        what = f"{type(adapter).__name__} computes on the weights as they lie, which are {name_of(quantization)}."
         yield Problem("model.adapter", what, "Take LoRA, DoRA, AdaLoRA, IA3, OFT, VeRA or a prompt.")
     elif start := changes_base(adapter):
         what = f"{start!r} changes the base model's weights, which are quantized."
@@ -97,6 +100,13 @@ def quantization_problems(
         what = "an adapter that is merged into quantized weights is rounded to few bits with them, and mostly lost."
         cure = "Merge it in a run without model.quantization (merge: true), and take its export as model.checkpoint."
         yield Problem("model.merge_adapters", what, cure)
+
+
+def _unfit(quantization: QuantizationConfigMixin) -> Sequence[str]:
+    """Return PEFT's names of the tuners that do not train on such weights, as far as that was tried."""
+    if isinstance(quantization, BitsAndBytesConfig):
+        return UNFIT_ON_4_BITS if quantization.load_in_4bit else UNFIT_ON_8_BITS
+    return UNFIT_ON_TORCHAO if _method(quantization) == QuantizationMethod.TORCHAO.value else ()
 
 
 def environment_problems(quantization: QuantizationConfigMixin, is_stored: bool, device: str) -> Iterator[Problem]:

@@ -4,9 +4,9 @@ import sys
 import pytest
 import torch
 from peft import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
     AdaLoraConfig,
     IA3Config,
+    LoHaConfig,
     LoraConfig,
     OFTConfig,
     VeraConfig,
@@ -31,7 +31,6 @@ from transformers import (
 
 from lit_hf.models.loading import Base
 from lit_hf.models.quantization import (
-    UNFIT,
     dequantize,
     environment_problems,
     is_quantized,
@@ -280,17 +279,14 @@ def test_starts_of_lora_that_change_the_base_are_refused(llama):
     ]
 
 
-@pytest.mark.parametrize("kind", sorted(UNFIT))
-def test_tuners_that_compute_on_packed_weights_are_refused_as_they_would_fail(llama, task, kind):
-    small = {"ADAMSS": {"num_subspaces": 2, "r": 8}, "PSOFT": {"r": 8}}
-    adapter = PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="SEQ_CLS", **small.get(kind, {}))
-    if "target_modules" in vars(adapter):
-        adapter.target_modules = ["q_proj", "o_proj"]
+def test_a_tuner_that_computes_on_the_weights_as_they_lie_is_told(llama):
     base = Base(str(llama), quantization=BitsAndBytesConfig(**NF4))
-    (problem,) = found_in(base, adapter)
-    assert problem.where == "model.adapter" and "bitsandbytes packs them" in problem.what
-    with pytest.raises((IndexError, RuntimeError, TypeError, ValueError)):
-        gradients(get_peft_model(base.build(task)[0], adapter))
+    (problem,) = found_in(base, LoHaConfig())
+    assert problem.where == "model.adapter" and "LoRA" in problem.cure
+    assert problem.what == "LoHaConfig computes on the weights as they lie, which are bitsandbytes 4-bit nf4."
+    assert found_in(Base(str(llama), quantization=BitsAndBytesConfig(load_in_8bit=True)), LoHaConfig()) == []
+    # one of a method that was not tried
+    assert found_in(Base(str(llama), quantization=EetqConfig()), LoHaConfig()) == []
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def _head(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{_count(total)} ({kinds}); {train}"
     kept = [setting.precision]
     if setting.quantization is not None:
-        kept.append("4 bits" if setting.quantization.load_in_4bit else "8 bits")
+        kept.append("4 bits" if getattr(setting.quantization, "load_in_4bit", False) else "8 bits")
     kept += ["gradient checkpointing"] if setting.switches.gradient_checkpointing else []
     kept += [name for name in planner.strategies[:1] if name != ALONE]
     yield "training", ", ".join(kept)

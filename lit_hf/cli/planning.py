@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
 
 from lit_hf.cli.machine import Machine, compute_dtype
 from lit_hf.cli.plan_changes import Case, Change, changes
@@ -18,6 +17,8 @@ from lit_hf.models import layouts
 from lit_hf.models.accounting import Parameters, count_parameters
 from lit_hf.models.layouts import ALONE, DDP, FSDP2, TENSOR_PARALLEL, Layout
 from lit_hf.models.memory import PRECISIONS, Setting, step_memory
+from lit_hf.models.quantization import name_of
+from lit_hf.models.quantized_shapes import has_shapes
 from lit_hf.models.rehearsal import Peaks
 from lit_hf.training.module import LitModule
 from lit_hf.training.optimizers import build_optimizer, parameter_groups
@@ -100,9 +101,9 @@ class Planner:
 
     def _setting(self, module: LitModule) -> Setting:
         quantization, precision = module.base.quantized, self.machine.precision
-        if quantization is not None and not isinstance(quantization, BitsAndBytesConfig):
-            what = f"only bitsandbytes is planned for, not {type(quantization).__name__}."
-            cure = "Plan with transformers.BitsAndBytesConfig of as many bits instead, which needs about as much."
+        if quantization is not None and not has_shapes(quantization):
+            what = f"{name_of(quantization)} is not planned for."
+            cure = "Plan with transformers.BitsAndBytesConfig, or TorchAoConfig with Int8WeightOnlyConfig."
             raise InputError(Problem("model.quantization", what, cure))
         if precision not in PRECISIONS:
             what = f"{precision!r} is not planned for."

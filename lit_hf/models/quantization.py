@@ -135,9 +135,10 @@ def environment_problems(quantization: QuantizationConfigMixin, is_stored: bool,
         cure = "Install what it needs, or take another one." if missing else "Take another device or method."
         yield Problem(WHERE, f"{name_of(quantization)} does not work on this machine: {text}", cure)
         return
-    if not quantizer.is_trainable:
-        what = f"transformers cannot train adapters on {name_of(quantization)} weights."
-        yield Problem(WHERE, what, "Take bitsandbytes (transformers.BitsAndBytesConfig), or 8 bits of torchao.")
+    if not quantizer.is_trainable or "Activation" in type(getattr(quantization, "quant_type", None)).__name__:
+        # torchao has no gradient of rounded activations, although transformers takes those of 8 bits for trainable
+        what = f"adapters cannot be trained on {name_of(quantization)} weights."
+        yield Problem(WHERE, what, "Take transformers.BitsAndBytesConfig, or torchao's Int8WeightOnlyConfig.")
 
 
 def merge_problems(quantization: QuantizationConfigMixin | None) -> Iterator[Problem]:

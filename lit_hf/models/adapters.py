@@ -47,7 +47,7 @@ def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new
             raise InputError(Problem("model.adapter", f"{what}{', '.join(sorted(heads))}.", "Take another adapter."))
         adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), *heads})
     try:
-        with own_rank_pattern():
+        with own_rank_pattern(adapter):
             return get_peft_model(model, adapter)
     except _REFUSALS as error:
         raise InputError(_refusal(adapter, error)) from error
@@ -59,10 +59,11 @@ def _refusal(adapter: PeftConfig, error: Exception) -> Problem:
 
 
 @contextmanager
-def own_rank_pattern() -> Iterator[None]:
+def own_rank_pattern(adapter: PeftConfig) -> Iterator[None]:
     """Keep PEFT from warning of AdaLoRA's ranks, which it takes for those of LoRA, by other names."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        if hasattr(adapter, "total_step"):
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
         yield
 
 
@@ -91,7 +92,7 @@ def adapter_problems(adapter: PeftConfig, skeleton: nn.Module) -> Iterator[Probl
     yield from _setting_problems(adapter)
     names = {name: any(True for _ in module.parameters(recurse=False)) for name, module in skeleton.named_modules()}
     with_weights = [name for name, has_weights in names.items() if has_weights]
-    for key in ("target_modules", "modules_to_save"):
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
         wanted = getattr(adapter, key, None)
         if isinstance(wanted, str) and not adapter.is_adaption_prompt:
             if wanted != "all-linear" and not any(re.fullmatch(wanted, name) for name in names):
@@ -100,6 +101,33 @@ def adapter_problems(adapter: PeftConfig, skeleton: nn.Module) -> Iterator[Probl
         for entry in [wanted] if isinstance(wanted, str) else sorted(wanted or ()):
             if not any(name == entry or name.endswith(f".{entry}") for name in names):
                 yield _unmatched(key, entry, with_weights)
+    yield from _part_problems(adapter, skeleton, with_weights)
+
+
+def _part_problems(adapter: Any, skeleton: nn.Module, modules: Collection[str]) -> Iterator[Problem]:
+    """Find layers, parameters and patterns of ranks that the model has nothing for; PEFT overlooks them.
+
+    Args:
+        adapter: The adapter's config.
+        skeleton: The model, on the meta device.
+        modules: Names of the modules that have weights.
+    """
+    given = getattr(adapter, "layers_to_transform", None)
+    layers = sorted({int(part) for name in modules for part in name.split(".") if part.isdigit()})
+    if lost := sorted({given} - {*layers} if isinstance(given, int) else {*(given or ())} - {*layers}):
+        what = f"the model has no layer {', '.join(map(str, lost))}."
+        there = f"Its layers are {layers[0]} to {layers[-1]}." if layers else "It has no numbered layers."
+        yield Problem(f"{WHERE}.layers_to_transform", what, there)
+    parameters = [name for name, _ in skeleton.named_parameters()]
+    for entry in getattr(adapter, "target_parameters", None) or ():
+        if not any(name == entry or name.endswith(f".{entry}") for name in parameters):
+            what = f"{entry!r} matches no parameter of the model."
+            yield Problem(f"{WHERE}.target_parameters", what, closest(entry, parameters))
+    # AdaLoRA's rank_pattern is what came of its training
+    for key in () if hasattr(adapter, "total_step") else ("rank_pattern", "alpha_pattern"):
+        for entry in getattr(adapter, key, None) or ():
+            if not any(re.match(rf"(.*\.)?({entry})$", name) for name in modules):
+                yield _unmatched(key, entry, modules)
 
 
 def _unmatched(key: str, wanted: str, names: Collection[str]) -> Problem:

@@ -184,7 +184,7 @@ def _load_adapted(
         from lit_hf.models.quantization import prepare
 
         model = prepare(model)
-    with own_rank_pattern():
+    with own_rank_pattern(peft_config):
         adapted_model = PeftModel.from_pretrained(model, str(folder))
     leave_loss_alone(adapted_model)
     return cast("PreTrainedModel", adapted_model if offload is None else offload.spread(adapted_model))

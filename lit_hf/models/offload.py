@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WHERE = "--device_map"
+NO_FOLDER = Problem("--offload_folder", "is missing: weights go to the disk.", "Give a folder for them.")
 MERGE = "Merge it first: lit-hf export <run> --merge."
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -41,7 +42,7 @@ class Offload:
             what = f"{self.device_map!r} is no way to spread a model."
             yield Problem(WHERE, what, f"Take {', '.join(STRATEGIES)}, or a JSON object of modules and devices.")
         if not isinstance(self.device_map, str) and "disk" in self.device_map.values() and self.folder is None:
-            yield Problem("--offload_folder", "is missing: weights go to the disk.", "Give a folder for them.")
+            yield NO_FOLDER
 
     def arguments(self) -> dict[str, Any]:
         """Return the settings as `from_pretrained` has them."""
@@ -63,7 +64,7 @@ class Offload:
             model: The model, on the CPU.
 
         Raises:
-            InputError: If the adapter shares weights with modules that go elsewhere.
+            InputError: If weights go to the disk and there is no folder for them, or to places that do not go together.
         """
         from accelerate import dispatch_model, infer_auto_device_map
         from accelerate.utils import get_balanced_memory
@@ -80,6 +81,8 @@ class Offload:
             places = _places(model, self.device_map)
         if "" in places:  # which accelerate's dispatch takes for no module
             places = {name: places[""] for name, _ in model.named_children()}
+        if self.folder is None and "disk" in places.values():
+            raise InputError(NO_FOLDER)
         if self.folder is not None:
             (self.folder / "index.json").unlink(missing_ok=True)  # of other weights, which would be taken for these
         # some adapters compute with the weights of the layer that they are on, instead of calling it

@@ -239,7 +239,14 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pr
         if is_quantized(module):
             model.set_submodule(name, _plain(module, dtype))
     cast(Any, model).hf_quantizer.remove_quantization_config(unmark(model))
+    # of a checkpoint that was quantized already: what has read it has no way back for `save_pretrained`
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    cast(Any, model)._weight_conversions = [one for one in conversions if not _reads_quantized(one)]
     return model.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
+
+
+def _reads_quantized(conversion: Any) -> bool:
+    return any(getattr(operation, "hf_quantizer", None) for operation in getattr(conversion, "operations", ()))
 
 
 def unmark(model: PreTrainedModel) -> PreTrainedModel:

@@ -101,9 +101,13 @@ def test_weights_that_an_adapter_shares_with_what_is_elsewhere_are_told(tiny_tex
         load_model(tmp_path / "adapter", AUTO, offload=Offload({"": "disk"}, None, tmp_path / "weights"))
 
 
-def test_weights_on_the_disk_need_a_folder(folder):
+def test_weights_on_the_disk_need_a_folder(folder, tiny_text_model, tmp_path):
     with pytest.raises(InputError, match="--offload_folder: is missing"):
         load_model(folder, AUTO, offload=Offload(BY_MODULE))
+    model, task = adapted(tiny_text_model)
+    export(model, task, RECORD, tmp_path / "adapter")
+    with pytest.raises(InputError, match="--offload_folder: is missing"):
+        load_model(tmp_path / "adapter", AUTO, offload=Offload("auto", {"cpu": "14KB"}))
 
 
 def test_a_way_to_spread_that_there_is_not_is_refused(folder):

@@ -190,6 +190,21 @@ def test_dequantized_weights_answer_as_the_quantized_ones(llama, task, method, n
     assert type(plain.model.layers[0].mlp.up_proj) is torch.nn.Linear
 
 
+@pytest.mark.parametrize("method", ["nf4", "int8", "torchao"])
+def test_a_checkpoint_that_was_quantized_already_is_turned_back_and_written(llama, task, tmp_path, method):
+    if method == "torchao":
+        config = TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
+    else:
+        config = BitsAndBytesConfig(**METHODS[method])
+    Base(str(llama), quantization=config).build(task)[0].save_pretrained(tmp_path / "packed")
+    plain = dequantize(Base(str(tmp_path / "packed")).build(task)[0]).eval()
+    plain.save_pretrained(tmp_path / "plain")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert not hasattr(again.config, "quantization_config")
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, plain(IDS).logits)
+
+
 def test_layers_of_gpt2_are_turned_back_as_they_were(tmp_path):
     shape = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 80}
     GPT2LMHeadModel(GPT2Config(**shape)).eval().save_pretrained(tmp_path)

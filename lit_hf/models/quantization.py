@@ -151,7 +151,9 @@ def merge_problems(quantization: QuantizationConfigMixin | None) -> Iterator[Pro
     """
     if quantization is None or (method := _method(quantization)) == QuantizationMethod.TORCHAO.value:
         return
-    kinds = [kind for key, kind in AUTO_QUANTIZER_MAPPING.items() if key == method or key.startswith(f"{method}_")]
+    kinds: list[Any] = [
+        kind for key, kind in AUTO_QUANTIZER_MAPPING.items() if key == method or key.startswith(f"{method}_")
+    ]
     if not kinds or any(kind._dequantize is HfQuantizer._dequantize for kind in kinds):
         what = (
             f"{name_of(quantization)} weights cannot be turned back into plain ones, which an adapter is merged into."
@@ -191,6 +193,17 @@ def is_quantized(module: nn.Module) -> bool:
     return any(kind.__module__.startswith(("bitsandbytes.", "torchao.")) for kind in kinds) or hasattr(
         module, "qweight"
     )
+
+
+def quantized_parameters(model: nn.Module) -> list[str]:
+    """Return the names of a model's quantized weights, and of what else is frozen in the same modules."""
+    return [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if is_quantized(module)
+        for own, parameter in module.named_parameters(recurse=False)
+        if not parameter.requires_grad  # what an adapter has of its own beside the weights trains
+    ]
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:

@@ -142,6 +142,7 @@ class TorchAoLinear(nn.Module):
         with torch.device("meta"):
             numbers = torch.empty(plain.weight.shape, dtype=torch.int8)
             self.weight = nn.Parameter(numbers, requires_grad=False)
+            self.scale: Tensor
             self.register_buffer("scale", torch.empty(scales, dtype=torch.float32))
             self.register_buffer("zero_point", torch.empty(scales, dtype=torch.int8))
         self.bias = plain.bias

@@ -43,14 +43,14 @@ def run(workload: Workload, peer: str, prepared: Prepared, limit: float, started
 
     Returns:
         The figures of the steps; `start_seconds`, from the start of the process to the end of the first step;
-        `finished`, and the `loss` on the validation rows where it has.
+        `finished`, and `loss` and `accuracy` on the validation rows where it has.
     """
     for module in [*SHARED, *LIBRARIES[MODULES[peer]]]:
         importlib.import_module(module)
     known = prepared.tokens_by_step if peer in IN_LIT_HF_S_ORDER and workload.ranks == 1 else None
     clock = StepClock(Memory(workload.on_gpu), limit, known)
     clock.start()
-    loss = None
+    found: dict[str, float | None] = {"loss": None, "accuracy": None}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as place:
         folder = Path(place) / "trained"
         try:
@@ -60,11 +60,11 @@ def run(workload: Workload, peer: str, prepared: Prepared, limit: float, started
             finished = False
         result = figures(clock.marks)
         if finished and workload.validation_rows:
-            from benchmarks.evaluating import mean_loss
+            from benchmarks.evaluating import quality
 
-            loss = mean_loss(workload, prepared, folder)
+            found = quality(workload, prepared, folder)
     start = time.time() - started - (time.perf_counter() - clock.marks[0].seconds) if clock.marks else None
-    return {**result, "start_seconds": start, "finished": finished, "loss": loss}
+    return {**result, "start_seconds": start, "finished": finished, **found}
 
 
 def main() -> None:

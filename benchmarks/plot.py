@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import without_curves
+
 CURVE_FIGURE = {
     "rows": "start_seconds",
     "sequence": "tokens_per_second",
@@ -28,7 +30,7 @@ def draw(path: Path, results: Mapping[str, Any]) -> Path | None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    rows = [row for row in results["ratios"] if row["ratio"] is not None]
+    rows = [row for row in without_curves(results) if row["ratio"] is not None]
     curves = [name for name in CURVE_FIGURE if any(point["curve"] == name for point in results["curves"])]
     if not rows and not curves:
         return None

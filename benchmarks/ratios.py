@@ -42,6 +42,8 @@ def _compare(workload: str, peer: str, runs: Sequence[Run]) -> dict[str, Any]:
         "peak_memory_ratio": memory / peer_memory if memory and peer_memory else None,
         "loss": median(ours.values(), "loss"),
         "peer_loss": median(theirs.values(), "loss"),
+        "accuracy": median(ours.values(), "accuracy"),
+        "peer_accuracy": median(theirs.values(), "accuracy"),
     }
 
 

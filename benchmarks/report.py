@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import summaries
+from benchmarks.results import summaries, without_curves
 
 DEFINITIONS = """\
 Every run has a process of its own; lit-hf and its peers take turns. **Speed** is tokens without padding a second, from
 the end of the third optimizer step to the end of the last; nobody validates or saves in between. **Memory** is the peak
 of the process's resident memory until the last step, above what it was after the imports (on a GPU: what tensors took).
-**Loss** is that of the saved model on the same validation rows, computed by one function for all. A **ratio** is
+**Loss** and **accuracy** (the share of labels that are right) are those of the saved model on the same validation
+rows, computed by one function for all. A **ratio** is
 lit-hf's figure by the peer's in the same round, the median over rounds and, in brackets, the range: a speed above 1 and
 a memory below 1 are in favour of lit-hf. All train the same weights on the same rows with the same optimizer, batch
 size, precision and threads.
@@ -30,8 +31,8 @@ def markdown(results: Mapping[str, Any], plot: str | None) -> str:
     parts = ["# Benchmark", _machine(results["machine"]), DEFINITIONS]
     if plot:
         parts.append(f"![ratios]({plot})")
-    if results["ratios"]:
-        parts += ["## lit-hf against its peers", _table(RATIOS, map(_ratio_row, results["ratios"]))]
+    if rows := without_curves(results):
+        parts += ["## lit-hf against its peers", _table(RATIOS, map(_ratio_row, rows))]
     if training:
         parts += ["## Figures", _table(FIGURES, map(_figure_row, summaries(training)))]
     if results["start"]:
@@ -47,7 +48,7 @@ def markdown(results: Mapping[str, Any], plot: str | None) -> str:
     return "\n\n".join([*parts, f"Measured: {measured}."]) + "\n"
 
 
-RATIOS = ("workload", "peer", "speed", "range", "peak memory", "loss", "peer's loss")
+RATIOS = ("workload", "peer", "speed", "range", "peak memory", "loss", "peer's loss", "accuracy", "peer's accuracy")
 FIGURES = ("workload", "", "tokens/s", "range", "step, s", "memory, MB", "loss", "steps", "tokens")
 RESUMES = ("resume of", "", "after", "seconds", "after", "seconds", "ratio", "range")
 CURVES = ("curve", "value", "", "tokens/s", "step, s", "start, s", "memory, MB")
@@ -71,6 +72,8 @@ def _ratio_row(row: Mapping[str, Any]) -> list[str]:
         number(row["peak_memory_ratio"], "x"),
         number(row["loss"], digits=4),
         number(row["peer_loss"], digits=4),
+        number(row["accuracy"], digits=4),
+        number(row["peer_accuracy"], digits=4),
     ]
 
 

@@ -23,7 +23,7 @@ def merge(before: Mapping[str, Any], runs: Sequence[Run], machine: Mapping[str, 
 
     Returns:
         `machine`; `measured`, date and revision by workload; `ratios`, as `ratios.ratios` returns them, of all
-        workloads but those of curves; `curves`, the medians of each peer at each value; `start`, if it was measured;
+        workloads, points of curves too; `curves`, the medians of each peer at each value; `start`, if it was measured;
         `resume`, as `resumes` returns it; and all `runs`.
     """
     same_machine = all(before.get("machine", {}).get(key) == machine[key] for key in ("cpu", "cores", "gpu"))
@@ -37,12 +37,18 @@ def merge(before: Mapping[str, Any], runs: Sequence[Run], machine: Mapping[str, 
     return {
         "machine": dict(machine),
         "measured": {**measured, **dict.fromkeys(sorted(new), stamp)},
-        "ratios": ratios([run for run in training if not run.get("curve")]),
+        "ratios": ratios(training),
         "curves": curves([run for run in training if run.get("curve")]),
         "start": start(starts) if starts else None,
         "resume": resumes([run for run in everything if run["workload"] == "resume"]),
         "runs": everything,
     }
+
+
+def without_curves(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the ratios of workloads that are no point of a curve."""
+    points = {f"{point['curve']}_{point['value']}" for point in results["curves"]}
+    return [row for row in results["ratios"] if row["workload"] not in points]
 
 
 def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:

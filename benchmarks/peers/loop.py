@@ -20,6 +20,7 @@ def train(peer: str, workload: Workload, prepared: Prepared, clock: StepClock, f
     """Train on the batches in their order."""
     import torch
     from torch.nn.utils import clip_grad_norm_
+    from transformers import DataCollatorWithFlattening
 
     _keep_freed_memory()
     torch.manual_seed(42)
@@ -27,7 +28,10 @@ def train(peer: str, workload: Workload, prepared: Prepared, clock: StepClock, f
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=workload.learning_rate, weight_decay=0.0, fused=True)
     loss_of = _loss(workload, model)
-    rows, collate = prepared.encoded("train").to_list(), collator(workload, prepared)
+    rows = prepared.encoded("train").to_list()
+    # laid side by side, documents are kept apart by transformers, which sees where their positions start again
+    is_packed = workload.data.get("packing", False)
+    collate = DataCollatorWithFlattening() if is_packed else collator(workload, prepared)
     for batch_rows in prepared.batches[: workload.steps]:
         batch = collate([rows[row] for row in batch_rows])
         if workload.on_gpu:
@@ -60,7 +64,8 @@ def _causal_loss(model: Any, batch: Any) -> Any:
     from torch.nn.functional import cross_entropy
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = base.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
+    positions = batch.get("position_ids")  # of packed documents
+    hidden = base.model(input_ids=batch["input_ids"], position_ids=positions, use_cache=False).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     trained = labels != -100
     return cross_entropy(base.lm_head(hidden[trained]).float(), labels[trained])

@@ -47,7 +47,10 @@ WORKLOAD = Workload(
 )
 
 PACKED = replace(
-    WORKLOAD, name="chat_packed", data={"packing": True, "batch_tokens": 4096}, peers=("trl_packed", "trl_grouped")
+    WORKLOAD,
+    name="chat_packed",
+    data={"packing": True, "batch_tokens": 4096},
+    peers=("trl_packed", "trl_grouped", "loop"),
 )
 
 BFLOAT16 = replace(WORKLOAD, name="chat_bf16", precision="bf16-true", peers=("trl_grouped", "loop"))

@@ -21,5 +21,6 @@ WORKLOAD = Workload(
     checkpoint=_checkpoint,
     task={"class_path": "TextClassification", "init_args": {"text": "sentence", "label": "label"}},
     rows=(1024, 256),
-    validation_rows=400,
+    validation_rows=872,
+    learning_rate=2e-4,
 )

@@ -27,4 +27,5 @@ WORKLOAD = Workload(
     },
     rows=(1024, 256),
     validation_rows=400,
+    learning_rate=2e-4,
 )

@@ -47,6 +47,8 @@ def test_a_row_says_what_its_readers_look_for() -> None:
         "peak_memory_ratio": 1.0,
         "loss": 0.4,
         "peer_loss": 0.6,
+        "accuracy": None,
+        "peer_accuracy": None,
     }
 
 

@@ -46,7 +46,7 @@ def test_runs_of_another_machine_are_dropped() -> None:
     assert list(second["measured"]) == ["chat"]
 
 
-def test_points_of_a_curve_stand_in_no_ratio() -> None:
+def test_points_of_a_curve_are_compared_and_have_a_table_of_their_own() -> None:
     runs = [
         run("rows_1000", peer, speed, curve="rows", value=1000)
         for peer, speed in (("lit_hf", 3.0), ("hf_trainer", 1.0))
@@ -54,7 +54,11 @@ def test_points_of_a_curve_stand_in_no_ratio() -> None:
 
     collected = results.merge({}, runs, MACHINE)
 
-    assert collected["ratios"] == []
+    assert [(row["workload"], row["peer"], row["ratio"]) for row in collected["ratios"]] == [
+        ("rows_1000", "hf_trainer", 3.0)
+    ]
+    text = report.markdown(collected, plot=None)
+    assert "lit-hf against its peers" not in text and "| rows | 1,000 | lit_hf | 3 |" in text
     assert [(point["peer"], point["value"], point["tokens_per_second"]) for point in collected["curves"]] == [
         ("hf_trainer", 1000, 1.0),
         ("lit_hf", 1000, 3.0),

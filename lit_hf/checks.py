@@ -12,8 +12,11 @@ from lit_hf.task import Task
 
 BYTES_FLOAT32 = 4
 
-SHARDING = ("fsdp", "modelparallel", "deepspeed")
-"""Parts of the names of strategies that cut weights into parts."""
+SHARDED = "fsdp2"
+"""The strategy that cuts weights into rows."""
+
+OTHER_SHARDING = ("fsdp", "modelparallel", "deepspeed")
+"""Parts of the names of others that cut weights."""
 
 
 def monitored(task: Task, monitor: str | None) -> str:
@@ -109,15 +112,15 @@ def streaming_problems(trainer: Mapping[str, Any], has_reference: bool) -> Itera
 
 
 def strategy_problems(strategy: object) -> Iterator[Problem]:
-    """Find a strategy that cuts weights into parts, which checkpoints and exports would then have to put together.
+    """Find a strategy that cuts weights in a way in which lit-hf can neither save nor resume them.
 
     Args:
         strategy: The trainer's strategy, by name or as an object.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if any(part in name.lower() for part in SHARDING):
-        what = f"{name} cuts the weights into parts, and lit-hf does not train, save or export those yet."
-        cure = "Take ddp: each device holds all weights; what makes them fit is told by lit-hf plan."
+    if name != SHARDED and any(part in name.lower() for part in OTHER_SHARDING):
+        what = f"lit-hf neither saves nor resumes weights that {name} cuts."
+        cure = f"Take {SHARDED}, which cuts weights, gradients and optimizer state among all devices."
         yield Problem("trainer.strategy", what, cure)
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from peft import PeftConfig
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
+import lit_hf.training.strategies  # noqa: F401 - so that its strategy is known by its short name
 from lit_hf.checks import (
     callback_problems,
     clipping_problems,

@@ -11,8 +11,10 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -46,32 +48,63 @@ class Ending(NamedTuple):
     calls: Mapping[str, int]
 
 
-def run(arguments: Sequence[str], kill_at: Moment | None = None, sabotage: Callable[[], None] | None = None) -> Ending:
-    """Run `lit-hf` in a process of its own.
+def run(
+    arguments: Sequence[str],
+    kill_at: Moment | None = None,
+    sabotage: Callable[[], None] | None = None,
+    ranks: int = 1,
+    killed_rank: int = 0,
+) -> Ending:
+    """Run `lit-hf` in a process of its own, or in several that train together.
 
     Args:
         arguments: What follows `lit-hf`.
-        kill_at: When the process is killed.
-        sabotage: Breaks something in the process before it starts.
+        kill_at: When a process is killed, and at once all others.
+        sabotage: Breaks something in the processes before they start.
+        ranks: How many train together.
+        killed_rank: Whose moment it is.
+
+    Returns:
+        The ending of the rank whose moment it is.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.killing", "lit_hf.cli.fit", "transformers.models.bert.modeling_bert"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(list(arguments), kill_at, sabotage, str(Path.cwd()), sender))
-    process.start()
-    sender.close()
+    port, processes, receivers = _free_port(), [], []
+    for rank in range(ranks):
+        receiver, sender = context.Pipe(duplex=False)
+        ranked = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+        moment = kill_at if rank == killed_rank else None
+        arguments_of = (list(arguments), moment, sabotage, str(Path.cwd()), ranked if ranks > 1 else {}, sender)
+        processes.append(context.Process(target=_work, args=arguments_of))
+        processes[-1].start()
+        sender.close()
+        receivers.append(receiver)
+    multiprocessing.connection.wait([process.sentinel for process in processes])
+    if any(process.exitcode for process in processes):
+        for process in processes:
+            process.kill()
     try:
-        calls = receiver.recv()
+        calls = receivers[killed_rank].recv()
     except EOFError:
         calls = {}
-    process.join()
-    assert process.exitcode is not None
-    return Ending(process.exitcode, calls)
+    for process in processes:
+        process.join()
+    code = processes[killed_rank].exitcode
+    assert code is not None
+    return Ending(code, calls)
 
 
-def _work(arguments: list[str], kill_at: Moment | None, sabotage: Any, folder: str, sender: Any) -> None:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _work(
+    arguments: list[str], kill_at: Moment | None, sabotage: Any, folder: str, ranked: dict[str, str], sender: Any
+) -> None:
     from lit_hf.cli.main import main
 
+    os.environ |= ranked
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

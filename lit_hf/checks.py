@@ -124,6 +124,26 @@ def strategy_problems(strategy: object) -> Iterator[Problem]:
         yield Problem("trainer.strategy", what, cure)
 
 
+def sharding_problems(precision: object, optimizer: str, is_quantized: bool) -> Iterator[Problem]:
+    """Find what does not go with weights that are cut into rows among the devices.
+
+    Args:
+        precision: The trainer's precision.
+        optimizer: The optimizer's class path.
+        is_quantized: Whether the base model is quantized.
+    """
+    if UNIFIED.get(str(precision), str(precision)) not in ("32-true", "bf16-mixed", "bf16-true"):
+        what = f"weights that are cut ({SHARDED}) do not train in {precision}."
+        yield Problem("trainer.precision", what, "Take bf16-mixed, or 32-true.")
+    package = optimizer.partition(".")[0]
+    if package in ("bitsandbytes", "torchao") or optimizer.endswith((".Adafactor", ".LBFGS")):
+        what = f"{optimizer.rpartition('.')[2]} needs each weight whole, and here it is cut ({SHARDED})."
+        yield Problem("model.optimizer", what, "Take torch.optim.AdamW: its state is cut among the devices, too.")
+    if is_quantized:
+        what = f"packed weights cannot be cut ({SHARDED})."
+        yield Problem("model.quantization", what, "Leave it out, or take trainer.strategy: ddp.")
+
+
 def quantization_problems(precision: object) -> Iterator[Problem]:
     """Find a precision of the trainer in which quantized weights do not train."""
     if str(precision) in ("bf16-true", "16-true", "64-true", "64"):

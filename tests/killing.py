@@ -35,17 +35,18 @@ SOURCES = str(Path(lit_hf.__file__).parent) + os.sep
 
 
 class Moment(NamedTuple):
-    """The n-th call of a phase, counted from 1."""
+    """The n-th call of a phase, counted from 1, in one of the processes that train together."""
 
     phase: str
     call: int
+    rank: int = 0
 
 
 class Ending(NamedTuple):
-    """How a process ended, and how many calls of each phase it made."""
+    """How a process ended, and how many calls of each phase each rank made."""
 
     code: int
-    calls: Mapping[str, int]
+    calls: Sequence[Mapping[str, int]]
 
 
 def run(
@@ -53,19 +54,17 @@ def run(
     kill_at: Moment | None = None,
     sabotage: Callable[[], None] | None = None,
     ranks: int = 1,
-    killed_rank: int = 0,
 ) -> Ending:
     """Run `lit-hf` in a process of its own, or in several that train together.
 
     Args:
         arguments: What follows `lit-hf`.
-        kill_at: When a process is killed, and at once all others.
+        kill_at: When one is killed, and at once all others.
         sabotage: Breaks something in the processes before they start.
         ranks: How many train together.
-        killed_rank: Whose moment it is.
 
     Returns:
-        The ending of the rank whose moment it is.
+        The ending of the one that was to be killed, or else of the first.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.killing", "lit_hf.cli.fit", "transformers.models.bert.modeling_bert"])
@@ -73,7 +72,7 @@ def run(
     for rank in range(ranks):
         receiver, sender = context.Pipe(duplex=False)
         ranked = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-        moment = kill_at if rank == killed_rank else None
+        moment = kill_at if kill_at is not None and kill_at.rank == rank else None
         arguments_of = (list(arguments), moment, sabotage, str(Path.cwd()), ranked if ranks > 1 else {}, sender)
         processes.append(context.Process(target=_work, args=arguments_of))
         processes[-1].start()
@@ -83,15 +82,19 @@ def run(
     if any(process.exitcode for process in processes):
         for process in processes:
             process.kill()
-    try:
-        calls = receivers[killed_rank].recv()
-    except EOFError:
-        calls = {}
+    calls = [_received(receiver) for receiver in receivers]
     for process in processes:
         process.join()
-    code = processes[killed_rank].exitcode
+    code = processes[0 if kill_at is None else kill_at.rank].exitcode
     assert code is not None
     return Ending(code, calls)
+
+
+def _received(receiver: Any) -> Mapping[str, int]:
+    try:
+        return receiver.recv()
+    except EOFError:
+        return {}
 
 
 def _free_port() -> int:
@@ -138,7 +141,7 @@ class _Counter:
         if phase is None:
             return
         self.calls[phase] += 1
-        if self._kill_at is not None and (phase, self.calls[phase]) == self._kill_at:
+        if self._kill_at is not None and (phase, self.calls[phase]) == self._kill_at[:2]:
             os.kill(self._process, signal.SIGKILL)
 
     def _phase(self, path: str, function: str) -> str | None:
@@ -153,9 +156,10 @@ def digest(run_folder: Path) -> dict[str, str]:
     import torch
 
     from lit_hf.checkpoints import STATE, found
+    from lit_hf.cli.runs import read_checkpoint
 
     newest, *_ = found(run_folder / "checkpoints")
-    state = torch.load(newest / STATE, weights_only=True)
+    state = read_checkpoint(newest / STATE)
     record = json.loads((run_folder / "run.json").read_text())
     with (run_folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

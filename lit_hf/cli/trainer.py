@@ -20,8 +20,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from peft import PeftConfig
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
-import lit_hf.training.strategies  # noqa: F401 - so that its strategy is known by its short name
 from lit_hf.checks import (
+    SHARDED,
     callback_problems,
     clipping_problems,
     disk_problems,
@@ -31,6 +31,7 @@ from lit_hf.checks import (
     monitored,
     precision_problems,
     quantization_problems,
+    sharding_problems,
     strategy_problems,
     streaming_problems,
     validation_problems,
@@ -47,6 +48,8 @@ from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapter_starts import start_batches
 from lit_hf.models.adapters import export_problems as lone_adapter_problems
 from lit_hf.models.quantization import environment_problems
+from lit_hf.models.sharding import adapter_problems as uncut_adapters
+from lit_hf.models.sharding import model_problems as uncut_models
 from lit_hf.run import RunFolder, check_name, run_name
 from lit_hf.task import Batch, Task
 from lit_hf.training.callbacks.budget import moves_ranks
@@ -65,6 +68,7 @@ from lit_hf.training.precision import default_precision, precision_note
 from lit_hf.training.ranks import watch_ranks
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
+from lit_hf.training.strategies import FullySharding
 from lit_hf.training.tracking import trackers
 
 log = logging.getLogger(__name__)
@@ -194,6 +198,7 @@ class TrainerCLI(LightningCLI):
                 lambda: self.model.check() if self.task.is_bound else (),
                 lambda: self._monitor_problems(stage) if self.task.is_bound else (),
                 lambda: strategy_problems(self.config_init.trainer.strategy),
+                lambda: self._sharding_problems() if self._is_sharded else (),
                 self._quantization_problems,
                 self._precision_problems,
                 self._guard_problems,
@@ -235,6 +240,18 @@ class TrainerCLI(LightningCLI):
             what = "liger-kernel needs a CUDA GPU, and trainer.accelerator is cpu."
             yield Problem("model.liger", what, "Leave one of them out.")
 
+    @property
+    def _is_sharded(self) -> bool:
+        strategy = self.config_init.trainer.strategy
+        return strategy == SHARDED or isinstance(strategy, FullySharding)
+
+    def _sharding_problems(self) -> Iterator[Problem]:
+        trainer, optimizer = self.config_init.trainer, self.resolved["model"]["optimizer"]
+        precision = default_precision(trainer.accelerator) if trainer.precision is None else trainer.precision
+        class_path = (optimizer or {}).get("class_path", "")
+        yield from sharding_problems(precision, class_path, self.model.base.quantized is not None)
+        yield from uncut_adapters(self.model.adapter)
+
     def _monitor_problems(self, stage: str) -> Iterator[Problem]:
         monitor = monitored(self.task, self.config.monitor)
         return monitor_problems(self.task, monitor, stage != "fit" or self._validates, self.config.patience)
@@ -247,6 +264,7 @@ class TrainerCLI(LightningCLI):
         self.run.create()
         skeleton = self.model.skeleton()
         trainable, total = count_parameters(skeleton)
+        yield from uncut_models(skeleton) if self._is_sharded else ()
         yield from disk_problems(self.run.path, trainable, total if self.model.parts.stores_base else trainable)
         yield from export_problems(skeleton, self.config.merge)
         yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)

@@ -1,4 +1,4 @@
-"""The state of a training whose tensors are cut into rows among the ranks: written by each rank for itself, read by any.
+"""The state of a training whose tensors are cut into rows among the ranks: each writes its own, any reads all.
 
 A folder holds the rows of each rank in a file of its own, and what is not cut in one more. All of it is tensors and
 plain values. Where a tensor was cut, the common file names it; its rows, in the order of the ranks, are the tensor.

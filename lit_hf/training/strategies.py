@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from lit_hf.models.layers import layer_stacks
+from lit_hf.models.sharding import computing_layers
 from lit_hf.training.saving import CheckpointFiles
 from lit_hf.training.shards import COMMON, cut_like, read, rows_file, split
 
@@ -105,7 +105,7 @@ class FullySharding(ModelParallelStrategy):
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Cut a model's parameters among the devices of a mesh, each layer for itself, and what is in none together."""
-    for module in [*_layers(model), model]:
+    for module in [*computing_layers(model).values(), model]:
         named = type(module)
         fully_shard(module, mesh=mesh)
         # who asks a model what it is gets the answer of before
@@ -113,16 +113,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             setattr(type(module), name, getattr(named, name))
     if hasattr(model, "generate"):
         register_fsdp_forward_method(model, "generate")
-
-
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what computes in the stacks of layers; a list in a list computes nothing itself."""
-    for stack in layer_stacks(model).values():
-        for layer in stack:
-            if isinstance(layer, nn.ModuleList):
-                yield from layer
-            else:
-                yield layer
 
 
 StrategyRegistry.register("fsdp2", FullySharding, description="All weights cut into rows among the devices")

@@ -149,7 +149,8 @@ class StopOnNonFinite(Callback):
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
     """Say whether all is finite that this rank has of the tensors."""
-    return bool(torch.isfinite(get_total_norm(map(local, tensors), norm_type=math.inf)))
+    here = [part for part in map(local, tensors) if part.numel()]  # of one row, one rank alone has something
+    return bool(torch.isfinite(get_total_norm(here, norm_type=math.inf)))
 
 
 @rank_zero_only

@@ -153,8 +153,6 @@ class _Counter:
 
 def digest(run_folder: Path) -> dict[str, str]:
     """Return what a finished run left: weights, optimizer state, what was logged, results; as digests or text."""
-    import torch
-
     from lit_hf.checkpoints import STATE, found
     from lit_hf.cli.runs import read_checkpoint
 

@@ -27,6 +27,9 @@ class FullySharding(ModelParallelStrategy):
     What is in no layer (embeddings, the head, the last norm) is together from the forward pass to the end of the
     backward pass, so that a loss may use the head after the model's own pass.
 
+    What autocast computes in 16 bits it copies: a layer's copies are kept for the backward pass, unless that computes
+    the layer again (gradient checkpointing).
+
     Args:
         process_group_backend: How devices talk to each other: by default `nccl` on GPUs, `gloo` on CPUs.
         timeout: How long one waits for another.
@@ -54,6 +57,8 @@ class FullySharding(ModelParallelStrategy):
         module = cast(Any, self.lightning_module)
         self.precision_plugin.convert_module(module)
         shard(module.model, self.device_mesh["data_parallel"])
+        # autocast would keep a copy of each weight for as long as a pass takes, though that is cut again meanwhile
+        torch.set_autocast_cache_enabled(False)
         super().setup(trainer)
 
     # checkpoints

@@ -164,6 +164,8 @@ def _finish(cli: TrainerCLI) -> None:
     elif is_cut or cli.trainer.strategy.root_device.type != "cpu":
         # this process has its own rows only; or, as the trainer moved the model to the CPU at its end, packed weights
         # that do not survive that with all methods
+        if is_cut:
+            log.info("the best checkpoint's model is put together for the export")
         cli.model.model = None
         cli.model.adaptation.load_state_dict(best["adapter"])  # so that it does not start, or merge, once more
         build_model(cli.model)

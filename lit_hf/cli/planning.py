@@ -117,7 +117,7 @@ class Planner:
             return [ALONE]
         given = self.cli.config.trainer.strategy
         name = str(given if isinstance(given, str) else getattr(given, "class_path", given)).lower()
-        own = FSDP2 if "fsdp" in name or "modelparallel" in name.replace("_", "") else DDP
+        own = FSDP2 if "fsdp" in name or "fullysharding" in name else DDP
         names = [DDP, FSDP2, *([TENSOR_PARALLEL] if self.machine.devices > 1 else [])]
         return sorted(names, key=lambda name: name != own)
 

@@ -141,6 +141,18 @@ def test_tied_embeddings_and_generated_text(folder):
     assert_same(fit("sharded", "fsdp2", config="t5.yaml"), fit("whole", "ddp", config="t5.yaml"))
 
 
+def test_what_cannot_be_cut_is_told_before_weights_load(folder, tiny_text_model, capsys):
+    tiny_run.write(folder, tiny_text_model, trainer__strategy="fsdp2", trainer__devices=2)
+    adapter = {"class_path": "peft.AdaLoraConfig", "init_args": {"total_step": 10}}
+    options = ["--trainer.precision", "16-mixed", "--model.adapter", json.dumps(adapter)]
+    assert main(["fit", "-c", "tiny.yaml", *options, "--model.optimizer", "bitsandbytes.optim.AdamW8bit"]) == 2
+    told = capsys.readouterr().err
+    assert "3 problems" in told and "trainer.precision: " in told and "model.optimizer: AdamW8bit" in told
+    shared = {"class_path": "peft.VBLoRAConfig", "init_args": {"vector_length": 8, "target_modules": ["query"]}}
+    assert main(["fit", "-c", "tiny.yaml", "--model.adapter", json.dumps(shared)]) == 2
+    assert "layers share weights" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_text_model):
     """A run of two sharded ranks, in the folder of its data."""

@@ -1,27 +1,10 @@
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lit_hf.training.shards import COMMON, Cut, cut_like, local, read, read_whole, rows_file, split
 
 WHOLE = torch.arange(10.0).view(5, 2)
-
-
-@pytest.fixture
-def as_rank():
-    """Be one of several ranks, which never meet."""
-
-    def be(rank: int, ranks: int):
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
-        return init_device_mesh("cpu", (ranks,))
-
-    yield be
-    dist.destroy_process_group()
 
 
 def cut(whole: torch.Tensor, mesh) -> DTensor:

@@ -66,13 +66,16 @@ bench-gpu: $(BENCH_STAMP) ## The suite for one GPU
 	$(BENCH) --gpu $(BENCH_ARGS)
 
 # lit-hf and its peers side by side, with the one PyTorch that constraints.txt names.
-$(BENCH_STAMP): setup.cfg constraints.txt benchmarks/requirements.txt benchmarks/requirements-bare.txt
+$(BENCH_STAMP): setup.cfg constraints.txt benchmarks/requirements.txt benchmarks/requirements-bare.txt \
+  benchmarks/requirements-plot.txt
 	@echo "installing the peers into $(BENCH_VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/python -m pip install -qq --upgrade pip
 	@$(BENCH_VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable . \
 	  --requirement benchmarks/requirements.txt
 	@$(BENCH_VENV)/bin/python -m pip install -qq --no-deps --requirement benchmarks/requirements-bare.txt
+	@$(BENCH_VENV)/bin/python -m pip install -qq --constraint constraints.txt --target $(BENCH_VENV)/plot \
+	  --requirement benchmarks/requirements-plot.txt
 	@touch $@
 
 clean: ## Remove the environments and what tools left behind

@@ -119,17 +119,47 @@ def parsed(config: dict[str, Any], folder: Path) -> Any:
 def measure(name: str) -> dict[str, Any]:
     """Predict and measure one configuration, in this process."""
     import torch
-    from lightning.pytorch import Callback, Trainer
 
-    from lit_hf.cli.machine import Machine
-    from lit_hf.cli.planning import Planner
-    from lit_hf.cli.workload import read_workload
+    from lit_hf.cli.plan import planned_run
+    from lit_hf.planning.machine import Machine
+    from lit_hf.planning.planner import Planner
+    from lit_hf.planning.workload import read_workload
 
     on_gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as place:
+        settings = CONFIGURATIONS[name]
+        config = config_of(settings)
+        if "quantization" in settings:
+            config = quantized(config, settings["quantization"], Path(place))
+        cli = parsed(config, Path(place))
+        planned = planned_run(cli)
+        work = read_workload(planned, with_data=True)
+        machine = Machine("", on_gpu, 1e12, 1e12, "", 1, 1, 1, 1, 1, config["trainer"]["precision"])
+        planner = Planner(planned, work, machine)
+        predicted = planner.peaks(planner.case)
+        peak = _peak(on_gpu)
+        cli.config_init.trainer["callbacks"] = [peak]
+        trainer = cli.make_trainer("fit")
+        cli.save_inputs()
+        trainer.fit(cli.model, datamodule=cli.datamodule)
+    parameters = sum(one.numel() for one in planner.case.module.skeleton().parameters())
+    return {
+        "name": name,
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "torch": torch.__version__,
+        "parameters": parameters,
+        "predicted": predicted.total,
+        "measured": peak.peak,
+        "error": predicted.total / peak.peak - 1,
+    }
+
+
+def _peak(on_gpu: bool) -> Any:
+    """Return a callback whose `peak` is the most bytes from the start of training to its end."""
+    import torch
+    from lightning.pytorch import Callback, Trainer
 
     class Peak(Callback):
-        """Measures from the start of training to its end."""
-
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -152,30 +182,7 @@ def measure(name: str) -> dict[str, Any]:
                 live += event.nbytes()
                 self.peak = max(self.peak, live)
 
-    with tempfile.TemporaryDirectory() as place:
-        settings = CONFIGURATIONS[name]
-        config = config_of(settings)
-        if "quantization" in settings:
-            config = quantized(config, settings["quantization"], Path(place))
-        cli = parsed(config, Path(place))
-        work = read_workload(cli, with_data=True)
-        planner = Planner(cli, work, Machine("", on_gpu, 1e12, 1e12, "", 1, 1, 1, 1, 1, config["trainer"]["precision"]))
-        predicted = planner.peaks(planner.case)
-        peak = Peak()
-        cli.config_init.trainer["callbacks"] = [peak]
-        trainer = cli.make_trainer("fit")
-        cli.save_inputs()
-        trainer.fit(cli.model, datamodule=cli.datamodule)
-    parameters = sum(one.numel() for one in planner.case.module.skeleton().parameters())
-    return {
-        "name": name,
-        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
-        "torch": torch.__version__,
-        "parameters": parameters,
-        "predicted": predicted.total,
-        "measured": peak.peak,
-        "error": predicted.total / peak.peak - 1,
-    }
+    return Peak()
 
 
 def main() -> None:

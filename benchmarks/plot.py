@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ CURVE_FIGURE = {
 """Which figure of a curve is drawn."""
 
 
+LIBRARY = Path(sys.prefix) / "plot"
+"""Where `make bench` installs what draws, out of the way of what is measured."""
+
+
 def draw(path: Path, results: Mapping[str, Any]) -> Path | None:
     """Draw what there is, and return the file; None where there is nothing."""
+    sys.path.append(str(LIBRARY))
     import matplotlib
 
     matplotlib.use("agg")

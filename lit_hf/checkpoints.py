@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lit_hf.writing import flush, flush_one
 
 STATE = "state.ckpt"
 """What the trainer saved: a file, or a folder of shards."""
@@ -90,7 +91,7 @@ def publish(folder: Path, manifest: Manifest) -> None:
     if folder.exists():  # a folder cannot be renamed over another one that has files
         folder.rename(replaced)
     partial.rename(folder)
-    _flush(folder.parent)
+    flush_one(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -184,17 +185,3 @@ def _files(folder: Path) -> Iterator[Path]:
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def flush(folder: Path) -> None:
-    """Have the disk hold a folder and all that is in it."""
-    for path in [*folder.rglob("*"), folder]:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -68,6 +68,12 @@ class TrainingError(LitHFError):
     exit_code = 3
 
 
+class UploadError(LitHFError):
+    """An upload was cut short; the same command goes on with what is not there yet."""
+
+    exit_code = 3
+
+
 class Preempted(LitHFError):
     """The process was told to end; the same command goes on from the last checkpoint."""
 

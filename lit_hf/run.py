@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import yaml
 
 from lit_hf.checkpoints import STATE, Damaged, newest_valid, read_manifest, verify
 from lit_hf.errors import InputError, Problem
+from lit_hf.writing import write_atomically
 
 
 class RunFolder:
@@ -121,31 +120,3 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", str(name)):
         raise InputError(Problem("name", f"{name!r} is no name.", "Use letters, digits, '.', '_' and '-' only."))
     return str(name)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old one or the new one and nothing between."""
-    with replacing(path) as file:
-        file.write(text)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """Open a text file for writing that takes the place of `path` at the end; after an error, the old one stays."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

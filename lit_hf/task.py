@@ -88,14 +88,15 @@ class Task(ABC):
         tokenizer: The tokenizer; set by `bind`. It already truncates at the length the config asks for.
         labels: Label names by id; None until they are known and for tasks without labels.
         generation: Arguments of `generate` for a task that generates text, else None.
-        needs_reference: Whether `forward` compares with the model as it was before training. Where an adapter trains,
-            that is the model with the adapter off; else `reference` adds columns to the encoded rows before training.
+        reference_columns: Where `forward` compares with the model as it was before training, the columns that
+            `reference` adds to the encoded rows for that; they are not needed where an adapter trains, as then that is
+            the model with the adapter off.
     """
 
     auto_class: ClassVar[str]
     pipeline_tag: str
     peft_task_type: ClassVar[str | None] = None
-    needs_reference: bool = False
+    reference_columns: tuple[str, ...] = ()
 
     tokenizer: PreTrainedTokenizerBase
     labels: list[str] | None = None
@@ -204,6 +205,13 @@ class Task(ABC):
         """
         return None
 
+    def full_row(self, length: int) -> dict[str, Any] | None:
+        """Return a row as `encode` makes it of texts that have that many tokens each, for a plan without the data.
+
+        Which tokens these are counts nothing. None if nobody knows, so that nothing is planned without the data.
+        """
+        return None
+
     def keep_documents(self) -> None:
         """Keep documents whole in `encode`, one a row: called before it, and before `bind`, where they are packed."""
         return None
@@ -229,7 +237,7 @@ class Task(ABC):
     def reference(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
         """Return what `forward` needs to know of the model as it was: columns of the encoded rows, of shape [rows].
 
-        Called once for each batch of every split, before training, if `needs_reference`; the result is kept on disk.
+        Called once for each batch of every split, before training, if it has `reference_columns`; kept on disk.
         """
         return {}
 
@@ -240,15 +248,18 @@ class Task(ABC):
         return MetricCollection({})
 
     @property
-    def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """The metrics that can tell the best checkpoint beside `loss`, and whether more or less of them is better."""
-        directions = {name: metric.higher_is_better for name, metric in self.metrics().items()}
-        return {name: "max" if higher else "min" for name, higher in directions.items() if higher is not None}
+    def definitions(self) -> Mapping[str, str]:
+        """What the metrics are, in words, for the model card: by name, `f1_*` for all whose name begins so."""
+        return {}
 
     @property
-    def monitor(self) -> str:
-        """The metric that tells the best checkpoint unless the config names one; `loss` is always there."""
-        return "loss"
+    def monitors(self) -> Mapping[str, Literal["min", "max"]]:
+        """The metrics that can tell the best checkpoint, and whether more or less of each is better.
+
+        The first one does, unless the config names another. `loss` can in any case, whether it is named here or not.
+        """
+        directions = {"loss": False} | {name: metric.higher_is_better for name, metric in self.metrics().items()}
+        return {name: "max" if higher else "min" for name, higher in directions.items() if higher is not None}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch to the metrics.

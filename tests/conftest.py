@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.hub import Hub
+from tests.uploads import Uploads
 
 ROOT = Path(__file__).resolve().parents[1]
 _HUB = Hub()
@@ -23,6 +24,7 @@ os.environ |= {
     "HF_ENDPOINT": _HUB.url,
     "HF_HOME": str(_HOME),
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",  # large files go by LFS over HTTP, which the tests' Hub speaks
     "NO_PROXY": "127.0.0.1,localhost",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -58,6 +60,29 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     HfFileSystem.clear_instance_cache()
     yield _HUB
     _HUB.reset()
+
+
+@pytest.fixture
+def uploads(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Uploads:
+    """What is pushed to the Hub, where this process is logged in."""
+    monkeypatch.setenv("HF_TOKEN", hub.uploads.token)
+    return hub.uploads
+
+
+@pytest.fixture(scope="session")
+def _exported(tiny_text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lit_hf.export.package import export
+    from tests.classifiers import RECORD, classifier
+
+    folder = tmp_path_factory.mktemp("exports") / "model"
+    export(*classifier(tiny_text_model), RECORD, folder)
+    return folder
+
+
+@pytest.fixture
+def exported(_exported: Path, tmp_path: Path) -> Path:
+    """The export of a tiny text classifier."""
+    return Path(shutil.copytree(_exported, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -527,3 +527,25 @@ CRYPTIC += [
     )
     for status, said in STATUSES.items()
 ]
+
+PUSHES = {
+    401: (2, "the Hub does not know who you are: there is no token, or a wrong one"),
+    403: (2, "you may not write there, or your token may not"),
+    404: (2, "there is no such repository or branch, or you may not see it"),
+    429: (3, "the Hub refuses so many requests"),
+    500: (3, "the Hub fails"),
+    503: (3, "the Hub fails"),
+}
+"""What the Hub answers to a push, the exit code, and what is said of it."""
+
+CRYPTIC += [
+    Fault(
+        39,
+        f"the Hub answers {status} to a push",
+        (f"--repo org/status-{status}: {said} (status {status}).",),
+        code,
+        verb=["push", "runs/tiny", "--repo", f"org/status-{status}"],
+        resumes=True,
+    )
+    for status, (code, said) in PUSHES.items()
+]

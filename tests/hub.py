@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.uploads import Answer, Uploads
+
 ERROR_CODES = {401: "RepoNotFound", 403: "GatedRepo", 404: "RepoNotFound"}
 API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<rest>.+)")
 FILE = re.compile(r"/(?P<datasets>datasets/)?(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -28,10 +30,11 @@ class Request(NamedTuple):
 class Revision:
     """A commit of a repository: a folder under a name."""
 
-    def __init__(self, repo: str, name: str, folder: Path) -> None:
+    def __init__(self, repo: str, name: str, folder: Path, private: bool = False) -> None:
         self.repo = repo
         self.name = name
         self.folder = folder
+        self.private = private
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -48,7 +51,14 @@ class Revision:
     def info(self) -> dict[str, object]:
         """Return what the Hub says of the commit."""
         siblings = [{"rfilename": name} for name in self.files]
-        return {"id": self.repo, "sha": self.sha, "private": False, "gated": False, "tags": [], "siblings": siblings}
+        return {
+            "id": self.repo,
+            "sha": self.sha,
+            "private": self.private,
+            "gated": False,
+            "tags": [],
+            "siblings": siblings,
+        }
 
     def entries(self) -> list[dict[str, object]]:
         """Return all files and folders as the Hub lists them."""
@@ -67,6 +77,7 @@ class Hub:
 
     Attributes:
         requests: All requests since the last `reset`.
+        uploads: What is pushed to it.
     """
 
     def __init__(self) -> None:
@@ -76,6 +87,7 @@ class Hub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        self.uploads = Uploads(self.url, self._publish)
 
     @property
     def url(self) -> str:
@@ -98,6 +110,11 @@ class Hub:
         """Serve a folder as a dataset repository, or as one more revision of it."""
         self._revisions.setdefault(("datasets", repo), []).append(Revision(repo, revision, Path(folder)))
 
+    def _publish(self, repo: str, revision: str, folder: Path, private: bool) -> None:
+        """Serve what was pushed, with a hash of its own after each commit."""
+        others = [known for known in self._revisions.get(("models", repo), []) if known.name != revision]
+        self._revisions["models", repo] = [*others, Revision(repo, revision, folder, private)]
+
     def fail(self, repo: str, status: int) -> None:
         """Answer everything about a repository, known or not, with this status."""
         self._failures[repo] = status
@@ -107,6 +124,7 @@ class Hub:
         self._revisions.clear()
         self._failures.clear()
         self.requests.clear()
+        self.uploads = Uploads(self.url, self._publish)
 
     def failure(self, path: str) -> int | None:
         """Return the status that requests to this path are to fail with, if any."""
@@ -143,8 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = urlsplit(self.path).path
-        if status := self.hub.failure(path):
+        if status := self.hub.failure(path) or self.hub.failure(self._new_repo(path)):
             self._error(status, ERROR_CODES.get(status, ""))
+            return
+        if (answer := self.hub.uploads.answer(path, self._body, self.headers)) is not None:
+            self._upload(answer)
             return
         try:
             if match := API.fullmatch(path):
@@ -157,7 +178,21 @@ class _Handler(BaseHTTPRequestHandler):
         except KeyError:
             self._error(404, "RepoNotFound")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _upload(self, answer: Answer) -> None:
+        if answer.status is None:
+            self.close_connection = True
+            return
+        content = b"" if answer.value is None else json.dumps(answer.value).encode()
+        self._answer(answer.status, content, None, {"Content-Type": "application/json", **answer.headers})
+
+    def _new_repo(self, path: str) -> str:
+        """Return the path of the repository that is to be made, if one is."""
+        if path != "/api/repos/create":
+            return ""
+        wanted = json.loads(self._body)
+        return f"/{wanted['organization']}/{wanted['name']}"
 
     def log_message(self, *_: object) -> None:
         """Stay silent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import sys
 import tomllib
@@ -13,7 +14,7 @@ from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 
-PACKAGE = ROOT / "lit_hf"
+PACKAGE, TESTS = ROOT / "lit_hf", ROOT / "tests"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 
 
@@ -56,6 +57,39 @@ def test_no_module_is_a_drawer_for_anything() -> None:
     drawers = {"utils", "util", "helpers", "common", "misc"}
 
     assert [str(path) for path in PACKAGE.rglob("*") if path.stem in drawers] == []
+
+
+def test_no_modules_import_each_other(graph: grimp.ImportGraph) -> None:
+    # a package's face hands names on from its modules, and imports nothing else
+    modules = {name for name in graph.modules if name.startswith("lit_hf.") and not graph.find_children(name)}
+    circles = [
+        (name, other)
+        for name in sorted(modules)
+        for other in sorted(graph.find_modules_directly_imported_by(name) & modules)
+        if graph.chain_exists(importer=other, imported=name)
+    ]
+
+    assert circles == []
+
+
+def test_every_file_has_a_test_of_its_name() -> None:
+    files = (path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
+    missing = [str(path) for path in files if not (TESTS / path.parent / f"test_{path.name}").is_file()]
+
+    assert missing == []
+
+
+def test_every_test_of_a_room_has_a_file_of_its_name_or_says_what_it_is_about() -> None:
+    found = [
+        path
+        for room in PACKAGE.iterdir()
+        if room.is_dir() and (TESTS / room.name).is_dir()
+        for path in (TESTS / room.name).rglob("test_*.py")
+        if not (PACKAGE / path.relative_to(TESTS).parent / path.name.removeprefix("test_")).is_file()
+        and ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) is None
+    ]
+
+    assert found == []
 
 
 def _is_module(path: Path) -> bool:

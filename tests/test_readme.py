@@ -16,6 +16,7 @@ from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.cli.verbs import VERBS
 from tests.conftest import ROOT
 from tests.hub import Hub
+from tests.uploads import Uploads
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILE = re.compile(r"<!-- file: (?P<name>\S+) -->\n```\w+\n(?P<text>.*?)```", re.DOTALL)
@@ -49,9 +50,10 @@ def run(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_work(
-    hub: Hub, tiny_text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, uploads: Uploads, tiny_text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_model("google-bert/bert-base-uncased", tiny_text_model)
+    uploads.owners = {"your-name"}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for file in FILE.finditer(README):
@@ -67,6 +69,8 @@ def test_the_commands_of_the_readme_work(
     assert {path.name for path in Path("runs").iterdir()} == {"quickstart", "reviews", "reviews-lora"}
     assert Path("predicted.jsonl").read_text(encoding="utf-8").count('"label"') == 2
     assert Path("reviews-model/model.safetensors").is_file()
+    assert "model.safetensors" in uploads.repositories["your-name/reviews"].files()
+    assert uploads.repositories["your-name/reviews"].private
 
 
 def test_the_readme_s_table_has_all_verbs() -> None:

@@ -1,10 +1,9 @@
 import json
-import os
 
 import pytest
 
 from lit_hf.errors import InputError
-from lit_hf.run import RunFolder, run_name, write_atomically
+from lit_hf.run import RunFolder, run_name
 
 
 def test_a_run_exists_once_its_config_and_record_are_written(tmp_path):
@@ -34,16 +33,6 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "run").create()
-
-
-def test_a_failed_write_leaves_the_old_text_and_no_temporary_file(tmp_path, monkeypatch):
-    path = tmp_path / "run.json"
-    write_atomically(path, "old")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_the_least_task_trains_evaluates_and_predicts_by_its_defaults():
     assert task.forward(model, batch).loss.item() == 0.5
     assert task.evaluate(model, batch, MetricCollection({})).item() == 0.5
     assert task.predict(model, {"number": torch.tensor([3.0])}) == [{"double": 6.0}]
-    assert (task.monitor, list(task.metrics()), task.model_kwargs()) == ("loss", [], {})
+    assert (task.monitors, list(task.metrics()), task.model_kwargs()) == ({"loss": "min"}, [], {})
     assert list(task.check(Dataset.from_dict({"number": [1]}))) == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ def train(peer: str, workload: Workload, prepared: Prepared, clock: StepClock, f
     import torch
     from torch.nn.utils import clip_grad_norm_
 
+    _keep_freed_memory()
     torch.manual_seed(42)
     model = with_adapter(workload, load_model(workload, prepared)).train()
     parameters = trainable(model)
@@ -34,6 +37,13 @@ def train(peer: str, workload: Workload, prepared: Prepared, clock: StepClock, f
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.save_pretrained(folder)
+
+
+def _keep_freed_memory() -> None:
+    """Set what lit-hf sets: glibc's thresholds for mapping and for trimming."""
+    if platform.libc_ver()[0] == "glibc":
+        for threshold in (-3, -1):
+            ctypes.CDLL(None).mallopt(threshold, 2**31 - 1)
 
 
 def _loss(workload: Workload, model: Any) -> Callable[[Any], Any]:

@@ -81,6 +81,32 @@ def json_lines(path: Path, limit: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line, _ in zip(file, range(limit), strict=False)]
 
 
+def read_json_lines(
+    dataset: str,
+    data: Path,
+    rows: int,
+    validation_rows: int,
+    *,
+    row: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    validation: str = "validation",
+) -> Rows:
+    """Return the first rows of a dataset of JSON lines.
+
+    Args:
+        dataset: Its folder.
+        data: The folder of all datasets.
+        rows: Training rows.
+        validation_rows: Rows that the final loss is computed on.
+        row: Gives a row the columns of the workload.
+        validation: The file of the validation rows.
+    """
+    files = {"train": ("train", rows), "validation": (validation, validation_rows)}
+    return {
+        split: [row(line) for line in json_lines(data / dataset / f"{name}.jsonl", limit)]
+        for split, (name, limit) in files.items()
+    }
+
+
 def texts(rows: Rows) -> Iterator[str]:
     """Yield every text in the training rows, wherever it stands."""
     for row in rows["train"]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from benchmarks.workloads.base import Rows, Workload, json_lines, texts
-from benchmarks.workloads.models import write_decoder
+from benchmarks.workloads.base import Workload, read_json_lines
+from benchmarks.workloads.models import new_decoder
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 32000,
@@ -22,13 +22,6 @@ SHAPE: dict[str, Any] = {
 CHAT_TASK = {"class_path": "Chat", "init_args": {"prompt": "prompt", "completion": "completion"}}
 
 
-def read_dialogues(data: Path, rows: int, validation_rows: int) -> Rows:
-    """Return dialogues as prompts and their summaries as completions, messages both."""
-    folder = data / "dialogsum"
-    files = {"train": (folder / "train.jsonl", rows), "validation": (folder / "test.jsonl", validation_rows)}
-    return {split: [_conversation(row) for row in json_lines(*file)] for split, file in files.items()}
-
-
 def _conversation(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "prompt": [{"role": "user", "content": f"Summarize the dialogue.\n\n{row['dialogue']}"}],
@@ -36,16 +29,15 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _checkpoint(folder: Path, rows: Rows) -> None:
-    write_decoder(folder, texts(rows), SHAPE)
-
+read_dialogues = partial(read_json_lines, "dialogsum", row=_conversation, validation="test")
+"""Returns dialogues as prompts and their summaries as completions, messages both."""
 
 WORKLOAD = Workload(
     name="chat",
     kind="causal",
     peers=("trl", "trl_grouped", "trl_packed", "hf_trainer", "hf_trainer_grouped", "lightning", "accelerate", "loop"),
     read=read_dialogues,
-    checkpoint=_checkpoint,
+    checkpoint=partial(new_decoder, SHAPE),
     task=CHAT_TASK,
     rows=(160, 32),
     validation_rows=50,

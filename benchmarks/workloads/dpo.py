@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from benchmarks.workloads.base import Rows, Workload, texts
+from benchmarks.workloads.base import Rows, Workload
 from benchmarks.workloads.chat import SHAPE, read_dialogues
-from benchmarks.workloads.models import write_decoder
+from benchmarks.workloads.models import new_decoder
 
 
 def _read(data: Path, rows: int, validation_rows: int) -> Rows:
@@ -20,16 +21,12 @@ def _read(data: Path, rows: int, validation_rows: int) -> Rows:
     }
 
 
-def _checkpoint(folder: Path, rows: Rows) -> None:
-    write_decoder(folder, texts(rows), SHAPE)
-
-
 WORKLOAD = Workload(
     name="dpo",
     kind="preference",
     peers=("trl", "loop"),
     read=_read,
-    checkpoint=_checkpoint,
+    checkpoint=partial(new_decoder, SHAPE),
     task={"class_path": "Preference", "init_args": {"loss": "dpo", "beta": 0.1}},
     rows=(48, 24),
     validation_rows=24,

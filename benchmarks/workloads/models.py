@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workloads.base import Rows, texts
+
 SEED = 42
 
 CHAT_TEMPLATE = """\
@@ -45,13 +47,13 @@ def write_encoder(folder: Path, auto_class: str, labels: list[str]) -> None:
 
 
 def write_decoder(
-    folder: Path, texts: Iterable[str], shape: dict[str, Any], tokens: int = 8000, dtype: str = "float32"
+    folder: Path, samples: Iterable[str], shape: dict[str, Any], tokens: int = 8000, dtype: str = "float32"
 ) -> None:
     """Write a Llama of a shape, with new weights, and a tokenizer that is trained on texts.
 
     Args:
         folder: Where to.
-        texts: What the tokenizer is trained on.
+        samples: What the tokenizer is trained on.
         shape: Arguments of `LlamaConfig`; its `vocab_size` may exceed the tokenizer's.
         tokens: Vocabulary of the tokenizer.
         dtype: Type of the weights.
@@ -59,7 +61,7 @@ def write_decoder(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-    tokenizer = train_tokenizer(texts, tokens)
+    tokenizer = train_tokenizer(samples, tokens)
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     set_seed(SEED)
     config = LlamaConfig(**{"vocab_size": len(tokenizer), "tie_word_embeddings": True, **special, **shape})
@@ -68,11 +70,16 @@ def write_decoder(
     tokenizer.save_pretrained(folder)
 
 
-def write_translator(folder: Path, texts: Iterable[str]) -> None:
+def new_decoder(shape: dict[str, Any], folder: Path, rows: Rows, *, tokens: int = 8000) -> None:
+    """Write a Llama of a shape, with new weights, and a tokenizer that is trained on the rows."""
+    write_decoder(folder, texts(rows), shape, tokens)
+
+
+def write_translator(folder: Path, samples: Iterable[str]) -> None:
     """Write a small T5 with new weights and a tokenizer that is trained on texts."""
     from transformers import T5Config, T5ForConditionalGeneration, set_seed
 
-    tokenizer = train_tokenizer(texts, 8000, ends=True)
+    tokenizer = train_tokenizer(samples, 8000, ends=True)
     set_seed(SEED)
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -91,11 +98,11 @@ def write_translator(folder: Path, texts: Iterable[str]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def train_tokenizer(texts: Iterable[str], size: int, ends: bool = False) -> Any:
+def train_tokenizer(samples: Iterable[str], size: int, ends: bool = False) -> Any:
     """Train a byte-level tokenizer with a chat template.
 
     Args:
-        texts: What it is trained on.
+        samples: What it is trained on.
         size: Its vocabulary, at most.
         ends: Whether it puts the end token behind a text.
     """
@@ -110,7 +117,7 @@ def train_tokenizer(texts: Iterable[str], size: int, ends: bool = False) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(samples, trainer)
     if ends:
         tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 2)])
     return PreTrainedTokenizerFast(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads.base import Rows, Workload, texts
-from benchmarks.workloads.models import write_decoder
+from benchmarks.workloads.base import Rows, Workload
+from benchmarks.workloads.models import new_decoder
 
 BLOCK_LENGTH = 512
 
@@ -34,16 +35,12 @@ def _speeches(path: Path, limit: int) -> list[dict[str, Any]]:
     return [{"text": speech.strip()} for speech in speeches if speech.strip()][:limit]
 
 
-def _checkpoint(folder: Path, rows: Rows) -> None:
-    write_decoder(folder, texts(rows), SHAPE, tokens=4000)
-
-
 WORKLOAD = Workload(
     name="packed_lm",
     kind="causal",
     peers=("litgpt", "trl_packed", "hf_trainer", "lightning", "accelerate", "loop"),
     read=read_speeches,
-    checkpoint=_checkpoint,
+    checkpoint=partial(new_decoder, SHAPE, tokens=4000),
     task={"class_path": "CausalLM", "init_args": {"text": "text", "block_length": BLOCK_LENGTH}},
     rows=(3000, 1000),
     validation_rows=150,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
-from benchmarks.workloads.base import Rows, Workload, texts
+from benchmarks.workloads.base import Workload
 from benchmarks.workloads.chat import CHAT_TASK, read_dialogues
-from benchmarks.workloads.models import write_decoder
+from benchmarks.workloads.models import new_decoder
 
 SHAPE = {
     "hidden_size": 256,
@@ -18,18 +18,14 @@ SHAPE = {
 }
 
 
-def _checkpoint(folder: Path, rows: Rows) -> None:
-    write_decoder(folder, texts(rows), SHAPE)
-
-
 WORKLOAD = Workload(
     name="qlora",
     kind="causal",
     peers=("trl", "trl_grouped", "hf_trainer_grouped", "loop"),
     read=read_dialogues,
-    checkpoint=_checkpoint,
+    checkpoint=partial(new_decoder, SHAPE),
     task=CHAT_TASK,
-    rows=(64, 32),
+    rows=(256, 64),
     validation_rows=50,
     batch_size=4,
     max_length=1024,

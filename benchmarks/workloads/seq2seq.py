@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from benchmarks.workloads.base import Rows, Workload, json_lines, texts
+from benchmarks.workloads.base import Rows, Workload, read_json_lines, texts
 from benchmarks.workloads.models import write_translator
 
 
-def _read(data: Path, rows: int, validation_rows: int) -> Rows:
-    folder = data / "multi30k_en_de"
-    files = {"train": (folder / "train.jsonl", rows), "validation": (folder / "validation.jsonl", validation_rows)}
-    return {
-        split: [{"source": row["translation"]["en"], "target": row["translation"]["de"]} for row in json_lines(*file)]
-        for split, file in files.items()
-    }
+def _pair(row: dict[str, Any]) -> dict[str, Any]:
+    return {"source": row["translation"]["en"], "target": row["translation"]["de"]}
 
 
 def _checkpoint(folder: Path, rows: Rows) -> None:
@@ -25,7 +22,7 @@ WORKLOAD = Workload(
     name="seq2seq",
     kind="seq2seq",
     peers=("hf_trainer", "hf_trainer_grouped", "lightning", "accelerate", "loop"),
-    read=_read,
+    read=partial(read_json_lines, "multi30k_en_de", row=_pair),
     checkpoint=_checkpoint,
     task={
         "class_path": "Seq2Seq",

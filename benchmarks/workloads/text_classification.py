@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from benchmarks.workloads.base import AUTO_CLASSES, Rows, Workload, json_lines
+from benchmarks.workloads.base import AUTO_CLASSES, Rows, Workload, read_json_lines
 from benchmarks.workloads.models import write_encoder
-
-
-def _read(data: Path, rows: int, validation_rows: int) -> Rows:
-    folder = data / "sst2"
-    return {
-        "train": json_lines(folder / "train.jsonl", rows),
-        "validation": json_lines(folder / "validation.jsonl", validation_rows),
-    }
 
 
 def _checkpoint(folder: Path, rows: Rows) -> None:
@@ -24,7 +17,7 @@ WORKLOAD = Workload(
     name="text_classification",
     kind="text_classification",
     peers=("hf_trainer", "hf_trainer_grouped", "lightning", "accelerate", "loop"),
-    read=_read,
+    read=partial(read_json_lines, "sst2"),
     checkpoint=_checkpoint,
     task={"class_path": "TextClassification", "init_args": {"text": "sentence", "label": "label"}},
     rows=(1024, 256),

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from benchmarks.workloads.base import AUTO_CLASSES, Rows, Workload, json_lines
+from benchmarks.workloads.base import AUTO_CLASSES, Rows, Workload, read_json_lines
 from benchmarks.workloads.models import write_encoder
 
 TAGS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
-
-
-def _read(data: Path, rows: int, validation_rows: int) -> Rows:
-    folder = data / "wikiann_en"
-    return {
-        "train": json_lines(folder / "train.jsonl", rows),
-        "validation": json_lines(folder / "validation.jsonl", validation_rows),
-    }
 
 
 def _checkpoint(folder: Path, rows: Rows) -> None:
@@ -26,7 +19,7 @@ WORKLOAD = Workload(
     name="token_classification",
     kind="token_classification",
     peers=("hf_trainer", "hf_trainer_grouped", "lightning", "accelerate", "loop"),
-    read=_read,
+    read=partial(read_json_lines, "wikiann_en"),
     checkpoint=_checkpoint,
     task={
         "class_path": "TokenClassification",

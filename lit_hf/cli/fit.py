@@ -14,16 +14,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest
-from lit_hf.checks import monitored
+from lit_hf.cli.checks import monitored
 from lit_hf.cli.export import export_run
 from lit_hf.cli.failures import explained
 from lit_hf.cli.resuming import FLAG, Resumption
-from lit_hf.cli.runs import build_model, load_weights, read_checkpoint
-from lit_hf.cli.trainer import TrainerCLI, epochs
+from lit_hf.cli.runs import build_model, load_weights, provenance, read_checkpoint
+from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
 from lit_hf.models.quantization import name_of
 from lit_hf.run import RunFolder
+from lit_hf.training.settings import epochs
 from lit_hf.training.strategies import FullySharding
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,8 @@ def _finish(cli: TrainerCLI) -> None:
         build_model(cli.model)
     load_weights(cli.model, best)
     record = cli.resolved["task"]
-    export(cli.model.model.eval(), cli.task, record, cli.run.export, merge=cli.config.merge)
+    origin = provenance(cli.run, path, best)
+    export(cli.model.model.eval(), cli.task, record, cli.run.export, merge=cli.config.merge, origin=origin)
     cli.run.update_record(exported=path.parent.name)
     _summarize(cli, best)
 

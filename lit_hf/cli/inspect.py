@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_hf.cli.options import Parser
+from lit_hf.cli.options import Parser, positive
 from lit_hf.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from lit_hf.cli.sequences import Piece
     from lit_hf.cli.trainer import TrainerCLI
+    from lit_hf.data.sequences import Piece
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,7 +28,7 @@ SHOWN_VALUES = 60
 def run(argv: Sequence[str]) -> None:
     """Show the first rows of a split."""
     parser = Parser("inspect", "Show the first rows of a split as the model will see them.", add_help=False)
-    parser.add_argument("-n", type=_positive, default=3)
+    parser.add_argument("-n", type=positive, default=3)
     parser.add_argument("--split", choices=SPLITS, default="train")
     options, rest = parser.parse_known_args(argv)
 
@@ -41,13 +40,6 @@ def run(argv: Sequence[str]) -> None:
     _prepare(cli, options.split)
     console = Console(highlight=False, soft_wrap=True)
     _Page(console, cli, options.split).show(options.n)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0.")
-    return number
 
 
 def _prepare(cli: TrainerCLI, split: str) -> None:
@@ -73,7 +65,7 @@ class _Page:
         self.coloured = console.is_terminal and not console.no_color
 
     def show(self, count: int) -> None:
-        from lit_hf.cli.sequences import read_batch
+        from lit_hf.data.sequences import read_batch
 
         features = [self.encoded[index] for index in range(min(count, len(self.encoded)))]
         collate = self.task.collator(training=self.split == "train", pad_to_multiple_of=self.data.batches.multiple)
@@ -156,7 +148,7 @@ class _Page:
         return Text(marks.get(state, "{}").format(text), style=STYLES[state])
 
     def _show_summary(self) -> None:
-        from lit_hf.cli.sequences import count_trained
+        from lit_hf.data.sequences import count_trained
 
         self.console.print()
         self.console.print(f"{self.split}: {len(self.encoded):,} inputs; {self.data.lengths[self.split]}", markup=False)

@@ -43,7 +43,8 @@ def install(debug: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [old for old in root.handlers if not isinstance(old.formatter, _PlainFormatter)]
     root.addHandler(handler)
-    _take_over("lightning")
+    for library in ("lightning", "huggingface_hub"):
+        _take_over(library)
     if not debug:
         handler.addFilter(_wanted)
         _quieten_libraries()

@@ -51,6 +51,14 @@ class Parser(argparse.ArgumentParser):
         return str(run_folder(options.config).path) if options.config else given[0]
 
 
+def positive(text: str) -> int:
+    """Read an option that is a whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0.")
+    return number
+
+
 def run_folder(configs: Sequence[str | Path], name: str | None = None, output_dir: str | None = None) -> RunFolder:
     """Return the folder of the run that these config files start.
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from lit_hf.cli.options import Parser
+from lit_hf.cli.options import Parser, positive
+
+if TYPE_CHECKING:
+    from lit_hf.cli.trainer import TrainerCLI
+    from lit_hf.planning.planned_run import PlannedRun
 
 
 def run(argv: Sequence[str]) -> None:
     """Plan a run and print the plan."""
     parser = Parser("plan", "Say what a run will need, without weights.", add_help=False)
-    parser.add_argument("--devices", type=_positive)
-    parser.add_argument("--nodes", type=_positive)
+    parser.add_argument("--devices", type=positive)
+    parser.add_argument("--nodes", type=positive)
     parser.add_argument("--gpu")
     parser.add_argument("--efficiency", type=_share)
     parser.add_argument("--network", type=float, metavar="GBIT")
@@ -21,31 +27,40 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true")
     options, rest = parser.parse_known_args(argv)
     if options.gpu is not None:
-        from lit_hf.models.rates import find_gpu
+        from lit_hf.models.devices import find_gpu
 
         find_gpu(options.gpu)  # told before anything is loaded
 
-    from lit_hf.cli.machine import find_machine
-    from lit_hf.cli.plan_page import as_json, show
-    from lit_hf.cli.planning import Planner
     from lit_hf.cli.trainer import TrainerCLI, with_run_config
-    from lit_hf.cli.workload import read_workload
+    from lit_hf.planning.machine import find_machine
+    from lit_hf.planning.page import as_json, show
+    from lit_hf.planning.plan import make_plan
+    from lit_hf.planning.planner import Planner
+    from lit_hf.planning.workload import read_workload
 
-    cli = TrainerCLI(with_run_config(rest), "plan")
-    machine = find_machine(cli, options)
-    planner = Planner(cli, read_workload(cli, not options.no_data), machine)
-    plan = planner.plan(not options.no_changes)
+    planned = planned_run(TrainerCLI(with_run_config(rest), "plan"))
+    machine = find_machine(
+        planned.trainer,
+        gpu=options.gpu,
+        devices=options.devices,
+        nodes=options.nodes,
+        efficiency=options.efficiency,
+        network=options.network,
+    )
+    planner = Planner(planned, read_workload(planned, not options.no_data), machine)
+    plan = make_plan(planner, not options.no_changes)
     if options.json:
         print(as_json(planner, plan))
     else:
         show(planner, plan)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0.")
-    return number
+def planned_run(cli: TrainerCLI) -> PlannedRun:
+    """Return what is planned of a parsed config."""
+    from lit_hf.planning.planned_run import PlannedRun, TrainerSettings
+
+    settings = {field.name: cli.config.trainer[field.name] for field in fields(TrainerSettings)}
+    return PlannedRun(cli.model, cli.datamodule, TrainerSettings(**settings))
 
 
 def _share(text: str) -> float:

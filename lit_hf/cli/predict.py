@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_hf.cli.generation import can_stream, set_generation, stream
-from lit_hf.cli.options import Parser
+from lit_hf.cli.options import Parser, positive
 from lit_hf.errors import InputError, LitHFError, Problem
-from lit_hf.run import RunFolder, replacing
+from lit_hf.run import RunFolder
+from lit_hf.writing import replacing
 
 if TYPE_CHECKING:
     from lit_hf.inference.predictor import Predictor
@@ -64,8 +65,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--input", help="file of rows: .jsonl, .csv or .tsv, or - for JSON lines from standard input")
     parser.add_argument("--output", help="file of JSON lines to write (default: - for standard output)")
-    parser.add_argument("--batch_size", type=_positive, default=32, help="rows that go through the model at once")
-    parser.add_argument("--max_new_tokens", type=_positive, help="most tokens that a task that generates text writes")
+    parser.add_argument("--batch_size", type=positive, default=32, help="rows that go through the model at once")
+    parser.add_argument("--max_new_tokens", type=positive, help="most tokens that a task that generates text writes")
     parser.add_argument(
         "--generation",
         type=_object,
@@ -90,13 +91,6 @@ def _parser() -> Parser:
     )
     parser.add_safe_config()
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0.")
-    return number
 
 
 def _object(text: str) -> dict[str, Any]:

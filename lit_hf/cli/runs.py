@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from lit_hf.cli.safety import FLAG
 from lit_hf.cli.trainer import TrainerCLI, with_run_config
 from lit_hf.errors import InputError, Problem
+from lit_hf.export.model_card import Provenance
 from lit_hf.run import RunFolder
 from lit_hf.task import Task
 from lit_hf.training import shards
@@ -27,11 +28,13 @@ class LoadedRun(NamedTuple):
         model: The `transformers` or PEFT model with the checkpoint's weights, in evaluation mode.
         task: The task, bound to the run's tokenizer and labels.
         record: The task's `class_path` and `init_args`.
+        origin: Where the weights come from.
     """
 
     model: nn.Module
     task: Task
     record: dict[str, Any]
+    origin: Provenance
 
 
 def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
@@ -73,6 +76,19 @@ def read_best_or_last(run: RunFolder, which: Literal["best", "last"]) -> dict[st
     return read_checkpoint(path)
 
 
+def provenance(run: RunFolder, path: Path, state: Mapping[str, Any]) -> Provenance:
+    """Return where a model of a run comes from: the run, and the checkpoint whose weights it has.
+
+    Args:
+        run: The run.
+        path: The checkpoint's state on the disk.
+        state: What was read from there.
+    """
+    results = {name.removeprefix("val/"): value for name, value in (state.get("results") or {}).items()}
+    epoch, step = state["epoch"] + 1, state["global_step"]
+    return Provenance(run.read_config(), run.read_record(), path.parent.name, results, epoch, step)
+
+
 def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:
     """Put a checkpoint's weights into a module whose model is built.
 
@@ -104,20 +120,20 @@ def bind_task(cli: TrainerCLI, checkpoint: Mapping[str, Any]) -> None:
     cli.task.bind(cli.datamodule.tokenizer)
 
 
-def load_run(run: RunFolder, checkpoint: Literal["best", "last"] = "best", safe: bool = False) -> LoadedRun:
+def load_run(run: RunFolder, path: Path, safe: bool = False) -> LoadedRun:
     """Rebuild a run's model from its folder.
 
     Args:
         run: The run.
-        checkpoint: `best` or `last`.
+        path: The state of one of its checkpoints.
         safe: Take the run's config as data, as `--safe-config` does.
 
     Raises:
         InputError: If there is no run, or its checkpoint cannot be used.
     """
     cli = TrainerCLI(with_run_config([str(run.path), *([FLAG] if safe else [])]))
-    state = read_best_or_last(run, checkpoint)
+    state = read_checkpoint(path)
     bind_task(cli, state)
     build_model(cli.model)
     load_weights(cli.model, state)
-    return LoadedRun(cli.model.model.eval(), cli.task, cli.resolved["task"])
+    return LoadedRun(cli.model.model.eval(), cli.task, cli.resolved["task"], provenance(run, path, state))

@@ -39,7 +39,12 @@ def _is_secret_value(name: str, scalar: Value) -> bool:
     text = scalar.text if scalar.text is not None else scalar.content
     if not isinstance(text, str):
         return False
-    if _LOGIN.search(text) or any(secret in text for secret in environment_secrets() if secret[0] != "/"):
-        return True
     # A W&B key looks like a git revision.
-    return bool(_VALUE.search(text) or (_WANDB_KEY.match(text) and not _GIT_HASH_KEY.search(name)))
+    return holds_secret(text) or bool(_WANDB_KEY.match(text) and not _GIT_HASH_KEY.search(name))
+
+
+def holds_secret(text: str) -> bool:
+    """Say whether a token, a login in a URL, or a secret of the environment stands in a text."""
+    if _LOGIN.search(text) or _VALUE.search(text):
+        return True
+    return any(secret in text for secret in environment_secrets() if secret[0] != "/")

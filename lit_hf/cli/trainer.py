@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
@@ -20,7 +19,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from peft import PeftConfig
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
-from lit_hf.checks import (
+from lit_hf.cli import safety
+from lit_hf.cli.adapter_settings import complete
+from lit_hf.cli.arguments import read_arguments
+from lit_hf.cli.checks import (
     SHARDED,
     callback_problems,
     clipping_problems,
@@ -36,9 +38,6 @@ from lit_hf.checks import (
     streaming_problems,
     validation_problems,
 )
-from lit_hf.cli import safety
-from lit_hf.cli.adapter_settings import complete
-from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
 from lit_hf.data.encoding import tokenizer_fingerprint
@@ -63,11 +62,13 @@ from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
 from lit_hf.training.callbacks.spikes import LossSpikes
 from lit_hf.training.callbacks.throughput import Throughput
+from lit_hf.training.host_memory import keep_freed_memory
 from lit_hf.training.module import LitModule
 from lit_hf.training.precision import default_precision, precision_note
 from lit_hf.training.ranks import watch_ranks
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
+from lit_hf.training.settings import device_type, epochs
 from lit_hf.training.strategies import FullySharding
 from lit_hf.training.tracking import trackers
 
@@ -225,7 +226,7 @@ class TrainerCLI(LightningCLI):
             yield from environment_problems(quantized, base.quantization is None, device_type(trainer.accelerator))
 
     def _streaming_problems(self) -> Iterable[Problem]:
-        has_reference = self.task.needs_reference and self.model.adapter is None
+        has_reference = bool(self.task.reference_columns) and self.model.adapter is None
         trainer = self.config_init.trainer
         return streaming_problems(trainer, has_reference) if self.datamodule.stream is not None else ()
 
@@ -302,11 +303,13 @@ class TrainerCLI(LightningCLI):
         settings["callbacks"] = [*own, *given]
         self.trainer = Trainer(**{**settings, "default_root_dir": str(self.run.path)})
         watch_ranks(self.trainer)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         return self.trainer
 
     def add_reference(self) -> None:
         """Give the rows what the task must know of the model before it is trained or its weights are loaded."""
-        if self.task.needs_reference and self.model.adapter is None:
+        if self.task.reference_columns and self.model.adapter is None:
             compute = partial(run_reference, self.model, self.trainer)
             self.datamodule.add_columns(compute, reference_key(self.model, self.trainer, self.config.seed_everything))
 
@@ -350,20 +353,6 @@ class TrainerCLI(LightningCLI):
 def _draw_batches(data: LitDataModule, adapter: PeftConfig) -> list[Batch]:
     collate = data.task.collator(training=True)
     return start_batches(adapter, data.encoded["train"], data.batches.size, collate, data.batches.seed)
-
-
-def epochs(max_epochs: int | None, max_steps: int) -> int | None:
-    """Return how many epochs a run has at most, by the trainer's limits: 3 where these name none, not even steps."""
-    return 3 if max_epochs is None and max_steps == -1 else max_epochs
-
-
-def device_type(accelerator: Any) -> str:
-    """Return the type of device that an accelerator of Lightning's, by name or as an object, trains on."""
-    name = accelerator if isinstance(accelerator, str) else type(accelerator).__name__.removesuffix("Accelerator")
-    if name.lower() in ("auto", "gpu"):
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found.type if found is not None else "cpu" if name.lower() == "auto" else "cuda"
-    return name.lower()
 
 
 def _listed(value: Any) -> list[Any]:

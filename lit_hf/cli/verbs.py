@@ -8,6 +8,7 @@ VERBS = {
     "test": "Evaluate a run's best checkpoint on the test split.",
     "predict": "Predict rows with a run or an exported model.",
     "export": "Write a run's model as a plain Hugging Face folder.",
+    "push": "Upload a run's best model to the Hugging Face Hub.",
     "checkpoints": "List a run's checkpoints, and verify them.",
     "env": "Show versions and devices, and what is missing here.",
 }

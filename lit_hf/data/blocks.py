@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lit_hf.errors import InputError, Problem
-from lit_hf.task import RowProblem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,29 +60,3 @@ def byte_sizes(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     positions = np.concatenate([[0], np.cumsum(widths)])
     ends = np.maximum.accumulate(np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1])
     return np.diff(positions[ends], prepend=0, append=positions[-1]).tolist()
-
-
-def text_problems(values: Sequence[Any], column: str) -> Iterator[RowProblem]:
-    """Find rows whose text is missing, blank or no text at all."""
-    yield from _type_problems(values, column)
-    if blank := [row for row, value in enumerate(values) if value is None or is_blank(value)]:
-        yield RowProblem(blank, column, "the text is missing or empty.", "Fill it in or remove the row.")
-
-
-def document_problems(values: Sequence[Any], column: str) -> Iterator[RowProblem]:
-    """Find rows that hold no text; a blank line of a text file does no harm among others."""
-    yield from _type_problems(values, column)
-    if absent := [row for row, value in enumerate(values) if value is None]:
-        yield RowProblem(absent, column, "the text is missing.", "Fill it in or remove the row.")
-    elif values and all(map(is_blank, values)):
-        yield RowProblem(range(len(values)), column, "the text is empty.", "There must be text in some row.")
-
-
-def is_blank(value: Any) -> bool:
-    """Say whether a text is empty, or all white space."""
-    return isinstance(value, str) and not value.strip()
-
-
-def _type_problems(values: Sequence[Any], column: str) -> Iterator[RowProblem]:
-    if wrong := [row for row, value in enumerate(values) if value is not None and not isinstance(value, str)]:
-        yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Value, concatenate_datasets
+from datasets import ClassLabel, Value
 
 from lit_hf.data.cells import Cells
 from lit_hf.data.reading import mixed_kinds, mixed_problem
@@ -18,20 +18,6 @@ from lit_hf.errors import Problem, nearest
 from lit_hf.task import RowProblem, Task
 
 SHOWN_PLACES = 3
-
-
-def with_inner_columns(rows: Dataset, columns: Sequence[str]) -> Dataset:
-    """Return rows in which values inside of objects (`translation.en`) are columns of their own, if any is wanted.
-
-    Args:
-        rows: The rows; a column that has a dot in its name already is left as it is.
-        columns: The wanted columns. An object that is wanted as a whole stays beside its parts.
-    """
-    if all("." not in column or column in rows.column_names for column in columns):
-        return rows
-    whole = [column for column in columns if isinstance(rows.features.get(column), dict)]
-    flat = rows.flatten()
-    return concatenate_datasets([flat, rows.select_columns(whole)], axis=1) if whole else flat
 
 
 def check_columns(splits: Mapping[str, Split], task: Task) -> Iterator[Problem]:

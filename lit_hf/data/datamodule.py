@@ -12,8 +12,9 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lit_hf.data.batch_settings import BatchSettings
 from lit_hf.data.batching import BatchLoader, default_workers, row_lengths
-from lit_hf.data.columns import check_columns, check_rows, with_inner_columns
+from lit_hf.data.columns import check_columns, check_rows
 from lit_hf.data.encoding import Lengths, count_cut, describe, encode, encode_in_memory
+from lit_hf.data.inner_columns import with_inner_columns
 from lit_hf.data.mixing import Mixing, Stopping, load_mixed
 from lit_hf.data.order import BatchOrder
 from lit_hf.data.precomputed import Columns, with_columns

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from lit_hf.data.batching import row_lengths
 from lit_hf.data.cache import cache_folder
 from lit_hf.data.silence import no_bars
-from lit_hf.run import write_atomically
 from lit_hf.task import Examples, Task
+from lit_hf.writing import write_atomically
 
 logger = logging.getLogger("lit_hf")
 

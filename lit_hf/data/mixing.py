@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset, interleave_datasets
 
 from lit_hf.data.alignment import align
-from lit_hf.data.columns import with_inner_columns
+from lit_hf.data.inner_columns import with_inner_columns
 from lit_hf.data.sources import SAMPLING_SEED, Source, Split, concatenate, load_splits
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
 

@@ -15,8 +15,8 @@ from lit_hf.data.batching import BatchLoader
 from lit_hf.data.cache import cache_folder
 from lit_hf.data.encoding import fingerprint
 from lit_hf.data.order import BatchOrder
-from lit_hf.run import write_atomically
 from lit_hf.task import Batch, Task
+from lit_hf.writing import write_atomically
 
 logger = logging.getLogger("lit_hf")
 

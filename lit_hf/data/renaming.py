@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from datasets import Dataset, concatenate_datasets
 
+from lit_hf.data.inner_columns import select_column
 from lit_hf.errors import Problem, nearest, raise_problems
 
 
@@ -21,7 +22,7 @@ def rename_columns(rows: Dataset, columns: Mapping[str, str], key: str, place: s
     Raises:
         InputError: If a column is not there.
     """
-    found = {new: _find(rows, name) for new, name in columns.items()}
+    found = {new: select_column(rows, name) for new, name in columns.items()}
     raise_problems(
         Problem(f"{key}.{new}", f"there is no column {name!r} ({place}).", nearest(name, rows.column_names))
         for new, name in columns.items()
@@ -35,14 +36,3 @@ def rename_columns(rows: Dataset, columns: Mapping[str, str], key: str, place: s
     replaced = [name for name in rows.column_names if name in columns or name in columns.values()]
     kept = rows.remove_columns([name for name in replaced if columns.get(name) != name])
     return concatenate_datasets([*([kept] if kept.column_names else []), *renamed], axis=1)
-
-
-def _find(rows: Dataset, name: str) -> Dataset | None:
-    """Return rows with one column alone, which may be inside of another (`translation.en`); None if there is none."""
-    if name in rows.column_names:
-        return rows.select_columns(name)
-    head = name.partition(".")[0]
-    if head not in rows.column_names:
-        return None
-    flat = rows.select_columns(head).flatten(max_depth=name.count(".") + 1)
-    return flat.select_columns(name) if name in flat.column_names else None

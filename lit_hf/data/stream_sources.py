@@ -8,9 +8,9 @@ from typing import Any
 
 from datasets import Dataset, Features
 
-from lit_hf.data.columns import with_inner_columns
 from lit_hf.data.files import files_by_split, find_files, is_saved
 from lit_hf.data.hub import read_hub
+from lit_hf.data.inner_columns import with_inner_columns
 from lit_hf.data.renaming import rename_columns
 from lit_hf.data.sources import SPLITS, Source, Split, concatenate, load_splits, local_folder, source_problems
 from lit_hf.data.streaming import Stream

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from lit_hf.evaluation.first_rank import on_first_rank
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -40,29 +41,17 @@ class TextScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores by name; NaN where there is no text."""
-        scores = _on_first_rank(self.names, self.predictions, self.references)
+        scores = on_first_rank((self.predictions, self.references), self._score)
         return {name: torch.tensor(value, device=self.device) for name, value in scores.items()}
+
+    def _score(self, parts: Sequence[tuple[list[str], list[list[str]]]]) -> dict[str, float]:
+        predictions, references = ([text for part in parts for text in part[side]] for side in (0, 1))
+        return text_scores(self.names, predictions, references)  # type: ignore[arg-type]
 
     def reset(self) -> None:
         """Forget all texts."""
         super().reset()
         self.predictions, self.references = [], []
-
-
-def _on_first_rank(names: Sequence[str], predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return text_scores(names, predictions, references)
-    is_first = distributed.get_rank() == 0
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.gather_object((predictions, references), parts if is_first else None)
-    scores: list[Any] = [None]
-    if is_first:
-        texts = [[text for part in parts for text in part[index]] for index in (0, 1)]
-        scores = [text_scores(names, *texts)]
-    distributed.broadcast_object_list(scores)
-    return scores[0]
 
 
 def score_names(names: Sequence[str]) -> list[str]:

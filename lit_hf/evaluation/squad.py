@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_hf.evaluation.first_rank import on_first_rank
 from lit_hf.evaluation.spans import Reading, Window
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
@@ -130,12 +131,15 @@ class SquadScorer(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the percentages and numbers over all rows of all ranks, by name."""
+        numbers = on_first_rank(self._rows, self._score)
+        return {name: torch.tensor(value, device=self.device) for name, value in numbers.items()}
+
+    def _score(self, parts: Sequence[dict[int, tuple[Reading, Sequence[str]]]]) -> dict[str, float | int]:
         whole = SquadScorer(self.unanswerable, self.threshold)
-        for rows in _gather(self._rows):
+        for rows in parts:
             for row, (reading, answers) in rows.items():
                 whole._add(row, reading, answers)
-        numbers = _summary(list(whole._rows.values()), self.unanswerable, self.threshold)
-        return {name: torch.tensor(value, device=self.device) for name, value in numbers.items()}
+        return _summary(list(whole._rows.values()), self.unanswerable, self.threshold)
 
 
 def _summary(
@@ -170,15 +174,6 @@ def _means(prefix: str, scores: Sequence[Scores]) -> dict[str, float | int]:
     """Return mean percentages and the number of questions; whole numbers are in the report only, not in the logs."""
     exact, f1 = (100 * sum(values) / len(scores) for values in zip(*scores, strict=True))
     return {f"{prefix}exact_match": exact, f"{prefix}f1": f1, f"{prefix}questions": len(scores)}
-
-
-def _gather(rows: dict[int, Any]) -> list[dict[int, Any]]:
-    """Return the rows of every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [rows]
-    parts: list[dict[int, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, rows)
-    return parts
 
 
 def squad_report(results: Mapping[str, Any], threshold: float) -> Iterator[RenderableType]:

@@ -14,13 +14,14 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 
 from lit_hf import __version__
-from lit_hf.checkpoints import flush
 from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
 from lit_hf.export.merging import Loss, loss_of_precision
 from lit_hf.export.merging import merge as merge_adapter
+from lit_hf.export.model_card import Provenance, keep_edited_card, write_card
 from lit_hf.export.verify import answers, tolerance_for, verify
 from lit_hf.models.adapters import settle_ranks
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
+from lit_hf.writing import flush
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +36,15 @@ SLACK = 64 * 2**20
 
 
 def export(
-    model: PreTrainedModel, task: Task, record: dict[str, Any], folder: str | Path, *, merge: bool = False
+    model: PreTrainedModel,
+    task: Task,
+    record: dict[str, Any],
+    folder: str | Path,
+    *,
+    merge: bool = False,
+    origin: Provenance | None = None,
 ) -> None:
-    """Write weights (safetensors), config, tokenizer and `lit_hf.json`; reload them, compare, and only then publish.
+    """Write weights (safetensors), config, tokenizer, card and `lit_hf.json`; reload, compare, and only then publish.
 
     A model without adapter, or with a merged one, becomes a folder for `AutoModelFor...` and `pipeline`. An adapter is
     written alone, for PEFT; the adapted model's config, with the label names, lies in `model_config/` beside it.
@@ -48,6 +55,7 @@ def export(
         record: The task's `class_path` and `init_args` from the config.
         folder: Where to; an export that is there already is replaced, once the new one is complete.
         merge: Merge the adapter into a copy of its base model.
+        origin: The run that the model comes from, for its card.
 
     Raises:
         InputError: If the folder holds something else, the disk is too small, or the adapter cannot be exported so.
@@ -66,8 +74,11 @@ def export(
     temporary = _make_sibling(folder, _size(written))
     trusted = type(_plain(model)).__module__.startswith("transformers_modules")
     try:
-        _write(written, task, record, temporary, lost)
+        _write(written, task, temporary)
         task.export_files(temporary)
+        card = write_card(temporary, model, task, origin, lost)
+        _write_manifest(task, record, temporary, lost, card, origin)
+        keep_edited_card(folder, temporary)
         tolerance = tolerance_for(written.dtype, merged)
         difference = verify(temporary, task.auto_class, task.tokenizer, expected, tolerance, trusted)
         flush(temporary)  # before it gets its name
@@ -142,11 +153,10 @@ def _replaceable(folder: Path) -> bool:
     return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
 
 
-def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: Path, lost: Loss | None) -> None:
+def _write(model: PreTrainedModel, task: Task, folder: Path) -> None:
     if isinstance(model, PeftModel):
         settle_ranks(model)
         model.save_pretrained(str(folder), save_embedding_layers=False)  # trained ones are part of the adapter
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         plain = _plain(model)
         config = copy.deepcopy(plain.config)
         config.architectures = [type(plain).__name__]
@@ -154,11 +164,19 @@ def _write(model: PreTrainedModel, task: Task, record: dict[str, Any], folder: P
     else:
         model.save_pretrained(str(folder))
     task.tokenizer.save_pretrained(folder)
+
+
+def _write_manifest(
+    task: Task, record: dict[str, Any], folder: Path, lost: Loss | None, card: str, origin: Provenance | None
+) -> None:
     manifest = {
         "lit_hf_version": __version__,
         "task": {"class_path": record["class_path"], "init_args": record.get("init_args") or {}},
         "state": task.state_dict(),
+        "card": card,
     }
+    if origin:
+        manifest["checkpoint"] = origin.checkpoint
     if lost:
         manifest["merged"] = lost._asdict()
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"

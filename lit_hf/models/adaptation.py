@@ -124,7 +124,7 @@ class Adaptation:
             return
         if self.starts_by_loftq:
             yield from loftq_problems(self.config)
-        if task.needs_reference:
+        if task.reference_columns:
             yield from reference_problems(self.config)
         yield from token_problems(self.config, self.tokens)
         if self.is_new:

@@ -15,7 +15,7 @@ FORWARD = 2
 
 
 @dataclass(frozen=True)
-class FlopRates:
+class FlopCosts:
     """What a training step of a model costs, for each thing that it is made of; forward and backward together.
 
     Multiplied matrices are counted and nothing else (Chowdhery et al., "PaLM", 2022, appendix B; Kaplan et al.,
@@ -65,7 +65,7 @@ def training_flops(
         trained_tokens: Tokens at which the output head is computed; all where it is left out.
         decoder_tokens: Tokens of the decoder of an encoder-decoder.
     """
-    return flop_rates(model).step(tokens, attended, trained_tokens, decoder_tokens)
+    return flop_costs(model).step(tokens, attended, trained_tokens, decoder_tokens)
 
 
 def attended_pairs(lengths: Sequence[int] | np.ndarray, causal: bool) -> float:
@@ -79,8 +79,8 @@ def attended_pairs(lengths: Sequence[int] | np.ndarray, causal: bool) -> float:
     return float((tokens * (tokens + 1) / 2 if causal else tokens**2).sum())
 
 
-def flop_rates(model: nn.Module) -> FlopRates:
-    """Count a model's operations, once; `FlopRates.step` then costs nothing.
+def flop_costs(model: nn.Module) -> FlopCosts:
+    """Count a model's operations, once; `FlopCosts.step` then costs nothing.
 
     Matrices inside a stack of layers count for each token, the output head for each trained one; what is computed once
     a row (poolers, heads of classifiers) is left out. Of the experts of a mixture each token takes its few.
@@ -106,7 +106,7 @@ def flop_rates(model: nn.Module) -> FlopRates:
                 costs[stack] += cost * repeats
         learnt = learnt or trains
     per_pair = _attention(config) * 2 * FORWARD * (3 if learnt else 1)
-    return FlopRates(costs["encoder"], costs["decoder"], costs["head"], per_pair)
+    return FlopCosts(costs["encoder"], costs["decoder"], costs["head"], per_pair)
 
 
 def _repeats(config: Any) -> float:

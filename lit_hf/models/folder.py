@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 MANIFEST = "lit_hf.json"
 """Tells which task an exported model was trained for, and what it learnt from its data."""
 
+CARD = "README.md"
+"""The model card."""
+
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 MODEL_CONFIG = "model_config"
 """Folder of the config.json beside an adapter; at the top, it would make transformers look for whole weights there."""
 
-_READ = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""What is loaded from the Hub, and pushed there: weights, configs and tokenizers; never a pickle, never code."""
 
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
@@ -40,7 +44,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=_READ))
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(FILES)))
     except (HFValidationError, OSError) as error:
         raise InputError(load_problem("folder", str(name), "model", error)) from error
 

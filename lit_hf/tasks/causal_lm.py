@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from tokenizers.processors import TemplateProcessing
 from transformers import DataCollatorForTokenClassification
 
-from lit_hf.data.blocks import byte_sizes, cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.data.blocks import byte_sizes, cut_blocks, resolve_length
 from lit_hf.data.cells import Cells
 from lit_hf.data.packing import PackingCollator
+from lit_hf.data.texts import document_problems, is_blank, text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.evaluation.decoding import (
     GREEDY,
@@ -22,8 +23,9 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
+from lit_hf.losses.tokens import FindTargets, TokenOutput, smoothing_problems, token_loss
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +54,7 @@ class CausalLM(Task):
 
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
+    definitions = LANGUAGE_MODELLING
     peft_task_type = "CAUSAL_LM"
 
     def __init__(
@@ -165,11 +168,15 @@ class CausalLM(Task):
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return what pads blocks on the right, their labels with -100, and prompts on the left."""
-        return _PaddingCollator(self.tokenizer, pad_to_multiple_of)
+        return FindTargets(_PaddingCollator(self.tokenizer, pad_to_multiple_of), shift=True)
 
     def packing_collator(self) -> Collator:
         """Return what lays documents side by side."""
-        return PackingCollator()
+        return FindTargets(PackingCollator(), shift=True)
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a block, all of it trained."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss over the predicted tokens."""

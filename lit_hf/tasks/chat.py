@@ -41,8 +41,9 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
+from lit_hf.losses.tokens import FindTargets, TokenOutput, smoothing_problems, token_loss
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,6 +82,7 @@ class Chat(Task):
 
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
+    definitions = LANGUAGE_MODELLING
     peft_task_type = "CAUSAL_LM"
 
     def __init__(
@@ -272,11 +274,15 @@ class Chat(Task):
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return Hugging Face's collator; it pads to the right, and to the left where text is to be generated."""
-        return _Collator(self.tokenizer, pad_to_multiple_of)
+        return FindTargets(_Collator(self.tokenizer, pad_to_multiple_of), shift=True)
 
     def packing_collator(self) -> Collator:
         """Return what lays conversations side by side."""
-        return PackingCollator()
+        return FindTargets(PackingCollator(), shift=True)
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return an answer without a question."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
 
     # model
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lit_hf.data.blocks import text_problems
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import Problem, raise_problems
+from lit_hf.evaluation.definitions import RETRIEVAL
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Embedding(Task):
 
     auto_class = "AutoModel"
     pipeline_tag = "sentence-similarity"
+    definitions = RETRIEVAL
     peft_task_type = "FEATURE_EXTRACTION"
 
     def __init__(
@@ -101,6 +103,10 @@ class Embedding(Task):
         """Return what makes one tall batch of the texts: all anchors, then all positives, then all negatives."""
         return _TallCollator(self.tokenizer, pad_to_multiple_of)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a text for each column."""
+        return {f"{prefix}input_ids": [0] * length for prefix, _ in zip(_PREFIXES, self.text_columns, strict=False)}
+
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss, the similarities as `logits` [rows, candidates], and the embeddings."""
         output = model(**batch)
@@ -132,13 +138,8 @@ class Embedding(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """The single numbers of the retrieval."""
-        return {"recall@1": "max", "recall@5": "max", "recall@10": "max", "mrr": "max"}
-
-    @property
-    def monitor(self) -> str:
-        """The mean reciprocal rank."""
-        return "mrr"
+        """The mean reciprocal rank, and the other single numbers of the retrieval."""
+        return {"mrr": "max", "recall@1": "max", "recall@5": "max", "recall@10": "max"}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add the embeddings of a batch."""

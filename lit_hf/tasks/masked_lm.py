@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenClassification
 
-from lit_hf.data.blocks import cut_blocks, document_problems, is_blank, resolve_length, text_problems
+from lit_hf.data.blocks import cut_blocks, resolve_length
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import document_problems, is_blank, text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.evaluation.definitions import LANGUAGE_MODELLING
+from lit_hf.losses.tokens import FindTargets, TokenOutput, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import TokenOutput, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,6 +43,7 @@ class MaskedLM(Task):
 
     auto_class = "AutoModelForMaskedLM"
     pipeline_tag = "fill-mask"
+    definitions = LANGUAGE_MODELLING
 
     def __init__(
         self,
@@ -159,7 +162,13 @@ class MaskedLM(Task):
             random_replace_prob=0.0 if self.whole_word else 0.1,
         )
         pad = DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-        return _MaskingCollator(mask, pad, training)
+        return FindTargets(_MaskingCollator(mask, pad, training), shift=False)
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return words of one token each, which are masked as any others."""
+        row: dict[str, Any] = {"input_ids": [0] * length, "attention_mask": [1] * length}
+        words = {"offset_mapping": _touching(range(length))} if self.whole_word else {}
+        return {**row, **words, "special_tokens_mask": [0] * length}
 
     # model
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import DataCollatorForMultipleChoice
 
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
+from lit_hf.evaluation.definitions import CHOICES
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class MultipleChoice(Task):
 
     auto_class = "AutoModelForMultipleChoice"
     pipeline_tag = "multiple-choice"
+    definitions = CHOICES
 
     def __init__(
         self,
@@ -64,8 +67,7 @@ class MultipleChoice(Task):
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing, other numbers of choices than in most rows, and labels that are no choice."""
         for column in self._texts:
-            if wrong := [row for row, value in enumerate(Cells(rows, column)) if not _is_text(value)]:
-                yield RowProblem(wrong, column, "the text is missing or empty.", "Fill it in or remove the row.")
+            yield from text_problems(Cells(rows, column), column)
         choices = self._choices({column: rows[column][:] for column in self.input_columns})
         yield from self._choice_problems(choices)
         if self.label in rows.column_names:
@@ -120,6 +122,11 @@ class MultipleChoice(Task):
         """Return transformers' own collator, which also takes rows without a label."""
         return _Collator(DataCollatorForMultipleChoice(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of))
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return as many choices as there are columns of them; of a list four, as exams have."""
+        count = 4 if isinstance(self.choices, str) else len(self.choices)
+        return {"input_ids": [[0] * length] * count, "labels": 0}
+
     # model
 
     def metrics(self) -> MetricCollection:
@@ -133,11 +140,6 @@ class MultipleChoice(Task):
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
         """The accuracy; torchmetrics does not say of a mean that more of it is better."""
         return {"accuracy": "max"}
-
-    @property
-    def monitor(self) -> str:
-        """The accuracy."""
-        return "accuracy"
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add which rows of a batch are right."""

@@ -24,8 +24,9 @@ from lit_hf.evaluation.decoding import (
     with_length,
     write_generation_config,
 )
+from lit_hf.evaluation.definitions import PAIRS
+from lit_hf.losses.tokens import PLACES, FindTargets, token_log_probs
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import token_log_probs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +43,9 @@ PER_TOKEN = ("ipo", "orpo", "simpo")
 """Losses of the mean log-probability of a token, not of the sum over the completion."""
 
 MODEL_INPUTS = ("input_ids", "attention_mask", *PACKED_INPUTS)
+
+TARGETS = "targets"
+"""Where a batch has the tokens of the completions, -100 at all others, of shape [2 * pairs, tokens]."""
 
 REFERENCE = ("reference_chosen", "reference_rejected")
 
@@ -127,6 +131,7 @@ class Preference(Task):
 
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
+    definitions = PAIRS
     peft_task_type = "CAUSAL_LM"
 
     def __init__(
@@ -148,7 +153,7 @@ class Preference(Task):
         self.label_smoothing = label_smoothing
         self.gamma = gamma
         self.generation: dict[str, Any] = {**GREEDY, **(generation or {})}
-        self.needs_reference = loss in WITH_REFERENCE
+        self.reference_columns = REFERENCE if loss in WITH_REFERENCE else ()
         raise_problems(self._setting_problems())
 
     def _setting_problems(self) -> Iterator[Problem]:
@@ -238,11 +243,16 @@ class Preference(Task):
 
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return what makes one batch of both sides of the pairs, or of prompts to go on with."""
-        return PairCollator(self.tokenizer, pad_to_multiple_of, single_side="left")
+        pairs = _CompletionsBeside(PairCollator(self.tokenizer, pad_to_multiple_of, single_side="left"))
+        return FindTargets(pairs, shift=True, labels=TARGETS)
 
     def packing_collator(self) -> Collator:
         """Return what lays both sides of pairs side by side."""
-        return PairPackingCollator()
+        return FindTargets(PairPackingCollator(), shift=True, labels=TARGETS)
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a pair without a prompt."""
+        return {**join([0] * length, [0] * length), "prompt_length": 0}
 
     # model
 
@@ -253,7 +263,7 @@ class Preference(Task):
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Return the loss, and the rewards of both sides as logits [pairs, 2]."""
         scores = self._log_probs(model, batch)  # before the reference: autocast keeps what it casts without gradients
-        if self.needs_reference:
+        if self.reference_columns:
             reference = self._reference(model, batch)
             scores = LogProbs(*(mine - its for mine, its in zip(scores, reference, strict=True)))
         rewards = LogProbs(*(self.beta * score for score in scores))
@@ -280,8 +290,8 @@ class Preference(Task):
 
     def _log_probs(self, model: PreTrainedModel, batch: Batch) -> LogProbs:
         """Return each completion's log-probability: the sum over its tokens, or the mean, as the loss has it."""
-        targets = batch["targets"] if "targets" in batch else _targets(batch)
-        inputs = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
+        targets = batch[TARGETS]
+        inputs = {name: value for name, value in batch.items() if name in (*MODEL_INPUTS, PLACES)}
         log_probs = token_log_probs(model, {**inputs, "use_cache": False}, targets)
         sums = _sums(log_probs, batch)
         if self.loss in PER_TOKEN:
@@ -298,8 +308,8 @@ class Preference(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """Accuracy and margin; the loss tells the best checkpoint unless the config names one of them."""
-        return {"accuracy": "max", "margin": "max"}
+        """The loss, accuracy and margin."""
+        return {"loss": "min", "accuracy": "max", "margin": "max"}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's rewards."""
@@ -320,14 +330,6 @@ class Preference(Task):
         return turn_end(self.tokenizer) if conversational else None
 
 
-def _targets(batch: Batch) -> Tensor:
-    """Return the tokens of the completions, -100 at all others, of shape [2 * pairs, tokens]."""
-    ids = batch["input_ids"]
-    positions = torch.arange(ids.shape[1], device=ids.device)
-    counts = batch["attention_mask"].bool() & (positions >= batch["prompt_length"].repeat(2)[:, None])
-    return ids.masked_fill(~counts, IGNORED)
-
-
 def _sums(values: Tensor, batch: Batch) -> Tensor:
     """Sum over each sequence, of shape [2 * pairs], what there is of all tokens of a row but the first."""
     if BOUNDS not in batch:
@@ -345,3 +347,18 @@ def _adapter_off(model: PeftModel) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+class _CompletionsBeside:
+    """Adds the completions' tokens to a batch of pairs. A class, to be pickled."""
+
+    def __init__(self, pairs: Collator) -> None:
+        self._pairs = pairs
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        batch = self._pairs(rows)
+        if "prompt_length" in batch:
+            ids = batch["input_ids"]
+            counts = torch.arange(ids.shape[1]) >= batch["prompt_length"].repeat(2)[:, None]
+            batch[TARGETS] = ids.masked_fill(~(counts & batch["attention_mask"].bool()), IGNORED)
+        return batch

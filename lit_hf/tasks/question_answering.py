@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.evaluation.definitions import ANSWERS
 from lit_hf.evaluation.spans import Reading, Window, read_windows
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
@@ -49,6 +51,7 @@ class QuestionAnswering(Task):
 
     auto_class = "AutoModelForQuestionAnswering"
     pipeline_tag = "question-answering"
+    definitions = ANSWERS
     peft_task_type = "QUESTION_ANS"
 
     def __init__(
@@ -115,11 +118,7 @@ class QuestionAnswering(Task):
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find questions and contexts without text, and answers that are missing or not in their context."""
         for column in self.input_columns:
-            values = Cells(rows, column)
-            if wrong := [i for i, value in enumerate(values) if value is not None and not isinstance(value, str)]:
-                yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")
-            if empty := [i for i, value in enumerate(values) if value is None or _is_blank(value)]:
-                yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
+            yield from text_problems(Cells(rows, column), column)
         if self.answers in rows.column_names:
             yield from self._answer_problems(rows)
 
@@ -197,6 +196,10 @@ class QuestionAnswering(Task):
         """Return what pads windows; in evaluation it hands on their text and offsets as the list `windows`."""
         return _WindowCollator(super().collator(pad_to_multiple_of=pad_to_multiple_of), training)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a window without an answer."""
+        return {"input_ids": [0] * length, "start_positions": 0, "end_positions": 0}
+
     # model
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Outputs:
@@ -213,14 +216,9 @@ class QuestionAnswering(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """Exact match and F1; with unanswerable questions also the F1 at the best threshold."""
+        """F1 and exact match; with unanswerable questions also the F1 at the best threshold."""
         best: dict[str, Literal["min", "max"]] = {"best_f1": "max"} if self.unanswerable else {}
-        return {"exact_match": "max", "f1": "max", **best}
-
-    @property
-    def monitor(self) -> str:
-        """F1."""
-        return "f1"
+        return {"f1": "max", "exact_match": "max", **best}
 
     def update(self, metrics: MetricCollection, outputs: Any, batch: Batch) -> None:
         """Add the best span of each window to the metrics."""
@@ -296,10 +294,6 @@ def _target(window: Window, starts: Sequence[int]) -> tuple[int, int]:
     if first > last:
         return window.null_position, window.null_position
     return window.first + first, window.first + last
-
-
-def _is_blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
 
 
 def _is_answers(value: Any) -> bool:

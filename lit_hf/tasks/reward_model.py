@@ -11,6 +11,7 @@ from torch.nn import functional
 from lit_hf.data.cells import Cells
 from lit_hf.data.chat_templates import render
 from lit_hf.data.pairs import PairCollator, PairColumns, PairOutput, join, messages
+from lit_hf.evaluation.definitions import PAIRS
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class RewardModel(Task):
 
     auto_class = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"
+    definitions = PAIRS
     peft_task_type = "SEQ_CLS"
 
     def __init__(
@@ -131,6 +133,10 @@ class RewardModel(Task):
         """Return what makes one batch of both sides of the pairs."""
         return PairCollator(self.tokenizer, pad_to_multiple_of)
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a pair."""
+        return join([0] * length, [0] * length)
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return a head with one output, which a pipeline shows as it is."""
         return {"num_labels": 1, "problem_type": "regression"}
@@ -154,11 +160,6 @@ class RewardModel(Task):
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
         """Accuracy and margin."""
         return {"accuracy": "max", "margin": "max"}
-
-    @property
-    def monitor(self) -> str:
-        """Accuracy."""
-        return "accuracy"
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's rewards."""

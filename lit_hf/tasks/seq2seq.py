@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import DataCollatorForSeq2Seq
 
 from lit_hf.data.cells import Cells
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import Problem, nearest, raise_problems
 from lit_hf.evaluation.decoding import generate, generation_problems, with_length, write_generation_config
+from lit_hf.evaluation.definitions import TEXTS
+from lit_hf.losses.tokens import FindTargets, smoothing_problems, token_loss
 from lit_hf.task import Batch, Collator, Examples, Outputs, RowProblem, Task
-from lit_hf.token_loss import smoothing_problems, token_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +55,7 @@ class Seq2Seq(Task):
     """
 
     auto_class = "AutoModelForSeq2SeqLM"
+    definitions = TEXTS
     peft_task_type = "SEQ_2_SEQ_LM"
     generation: dict[str, Any]
 
@@ -161,7 +164,7 @@ class Seq2Seq(Task):
         """Find sources and targets that are missing, empty or no text, and rows without references."""
         for column in (self.source, self.target):
             if column in rows.column_names:
-                yield from _text_problems(column, Cells(rows, column))
+                yield from text_problems(Cells(rows, column), column)
         if self.references is None or self.target not in rows.column_names:
             return
         if self.references in rows.column_names:
@@ -189,7 +192,12 @@ class Seq2Seq(Task):
     def collator(self, *, training: bool = False, pad_to_multiple_of: int | None = None) -> Collator:
         """Return Hugging Face's collator for sequences to sequences; in evaluation it passes the references on."""
         pad = DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-        return _ReferencesBeside(pad, keep=not training and self.predict_with_generate)
+        beside = _ReferencesBeside(pad, keep=not training and self.predict_with_generate)
+        return FindTargets(beside, shift=False)
+
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a source and a target that are both full."""
+        return {"input_ids": [0] * length, "labels": [0] * length}
 
     # model
 
@@ -208,15 +216,12 @@ class Seq2Seq(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """All scores."""
+        """All scores, first ROUGE-L, BLEU or chrF, whichever metric is named first; the loss where none is computed."""
         from lit_hf.evaluation.generation import score_names
 
-        return dict.fromkeys(score_names(self.scores) if self.predict_with_generate else [], "max")
-
-    @property
-    def monitor(self) -> str:
-        """ROUGE-L, BLEU or chrF, whichever metric is named first; the loss where none is computed."""
-        return BEST[self.scores[0]] if self.predict_with_generate else "loss"
+        if not self.predict_with_generate:
+            return {"loss": "min"}
+        return dict.fromkeys([BEST[self.scores[0]], *score_names(self.scores)], "max")
 
     def evaluate(self, model: PreTrainedModel, batch: Batch, metrics: MetricCollection) -> Tensor:
         """Compute the loss, generate, and add the texts to the metrics."""
@@ -258,15 +263,6 @@ class _ReferencesBeside:
 def _as_list(references: list[str] | str | None, target: str) -> list[str]:
     """Return a row's references: those given, or else its target."""
     return [references] if isinstance(references, str) else list(references or [target])
-
-
-def _text_problems(column: str, values: Sequence[Any]) -> Iterator[RowProblem]:
-    if wrong := [i for i, value in enumerate(values) if value is not None and not isinstance(value, str)]:
-        yield RowProblem(wrong, column, f"this is no text: {values[wrong[0]]!r:.60}.")
-    if empty := [
-        i for i, value in enumerate(values) if value is None or (isinstance(value, str) and not value.strip())
-    ]:
-        yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
 
 
 def _reference_problems(column: str, values: Sequence[Any]) -> Iterator[RowProblem]:

@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from lit_hf.data.cells import Cells
 from lit_hf.data.labels import check_order, class_names
+from lit_hf.data.texts import text_problems
 from lit_hf.errors import InputError, Problem, nearest, raise_problems
+from lit_hf.evaluation.definitions import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from lit_hf.evaluation.report import confusion_report
 from lit_hf.task import Batch, Examples, Outputs, RowProblem, Task, named_labels
 
@@ -168,16 +170,7 @@ class TextClassification(Task):
     def check(self, rows: Dataset) -> Iterator[RowProblem]:
         """Find text that is missing or empty, and labels that are missing or unknown."""
         for column in self.text:
-            wrong, empty = [], []
-            for index, value in enumerate(Cells(rows, column)):
-                if value is not None and not isinstance(value, str):
-                    wrong.append(index)
-                if value is None or (not str(value).strip() and not self.join):
-                    empty.append(index)
-            if wrong:
-                yield RowProblem(wrong, column, f"this is no text: {rows[wrong[0]][column]!r:.60}.")
-            if empty:
-                yield RowProblem(empty, column, "the text is missing or empty.", "Fill it in or remove the row.")
+            yield from text_problems(Cells(rows, column), column, may_be_blank=bool(self.join))
         if set(self.label) <= set(rows.column_names):
             for column in self.label:
                 yield from self._label_problems(column, Cells(rows, column))
@@ -236,6 +229,11 @@ class TextClassification(Task):
                 hot[row, self._label_id(value)] = 1.0
         return hot.tolist()
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return a text with the first label, or with none of several, or the number 0."""
+        labels = {"single_label": 0, "regression": 0.0}.get(self.kind, [0.0] * len(self.labels or []))
+        return {"input_ids": [0] * length, "labels": labels}
+
     # model
 
     def model_kwargs(self) -> dict[str, Any]:
@@ -277,14 +275,20 @@ class TextClassification(Task):
         return build(len(self.labels or []))
 
     @property
-    def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """All single numbers; torchmetrics does not say of a correlation that more of it is better."""
-        return {"pearson": "max", "spearman": "max", "mse": "min"} if self.kind == "regression" else super().monitors
+    def definitions(self) -> Mapping[str, str]:
+        """What the metrics of the kind are."""
+        return {"single_label": SINGLE_LABEL, "multi_label": MULTI_LABEL, "regression": REGRESSION}[self.kind]
 
     @property
-    def monitor(self) -> str:
-        """Accuracy, micro F1 for several labels a row, Pearson's correlation for regression."""
-        return {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}[self.kind]
+    def monitors(self) -> Mapping[str, Literal["min", "max"]]:
+        """All single numbers, first accuracy, or micro F1 for several labels a row.
+
+        For regression first Pearson's correlation: torchmetrics does not say that more of it is better.
+        """
+        if self.kind == "regression":
+            return {"pearson": "max", "spearman": "max", "mse": "min"}
+        best: Literal["accuracy", "f1_micro"] = "accuracy" if self.kind == "single_label" else "f1_micro"
+        return {best: "max", **super().monitors}
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add a batch's probabilities, or its numbers, to the metrics."""

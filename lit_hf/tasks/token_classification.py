@@ -12,6 +12,7 @@ from transformers import DataCollatorForTokenClassification
 from lit_hf.data.cells import Cells
 from lit_hf.data.labels import check_order, class_names
 from lit_hf.errors import InputError, Problem
+from lit_hf.evaluation.definitions import TAGGING
 from lit_hf.evaluation.entities import OUTSIDE, entity_table, entity_types, find_entities
 from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task, named_labels
 
@@ -38,6 +39,7 @@ class TokenClassification(Task):
 
     auto_class = "AutoModelForTokenClassification"
     pipeline_tag = "token-classification"
+    definitions = TAGGING
     peft_task_type = "TOKEN_CLS"
 
     def __init__(
@@ -171,6 +173,10 @@ class TokenClassification(Task):
         """Return transformers' own collator, which also pads what it does not know."""
         return _Collator(DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=pad_to_multiple_of))
 
+    def full_row(self, length: int) -> dict[str, Any]:
+        """Return words of one token each."""
+        return {"input_ids": [0] * length, "labels": [0] * length, "word_starts": list(range(length))}
+
     # model
 
     def model_kwargs(self) -> dict[str, Any]:
@@ -190,16 +196,11 @@ class TokenClassification(Task):
 
     @property
     def monitors(self) -> Mapping[str, Literal["min", "max"]]:
-        """The accuracy, and the scores of all entities and of each type."""
+        """F1 over entities, the other scores of all and of each type, and the accuracy, alone where tags name none."""
         types = entity_types(self.labels or [])
         suffixes = ["", *(f"_{kind}" for kind in types)] if types else []
-        names = [f"{name}{suffix}" for suffix in suffixes for name in ("precision", "recall", "f1")]
-        return dict.fromkeys(["accuracy", *names], "max")
-
-    @property
-    def monitor(self) -> str:
-        """F1 over entities; the accuracy where the tags name none."""
-        return "f1" if entity_types(self.labels or []) else "accuracy"
+        names = [f"{name}{suffix}" for suffix in suffixes for name in ("f1", "precision", "recall")]
+        return dict.fromkeys([*names, "accuracy"], "max")
 
     def update(self, metrics: MetricCollection, outputs: Outputs, batch: Batch) -> None:
         """Add the tags of a batch's words, each read from the word's first piece."""

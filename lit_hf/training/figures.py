@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lit_hf.models.flops import FlopRates, flop_rates
-from lit_hf.models.rates import peak_flops
+from lit_hf.models.devices import peak_flops
+from lit_hf.models.flops import FlopCosts, flop_costs
 from lit_hf.task import Sizes
 
 
@@ -54,7 +54,7 @@ class Model:
 
     def __init__(self, module: LightningModule, precision: str) -> None:
         model = getattr(module, "model", None)
-        self._rates: FlopRates | None = flop_rates(model) if isinstance(model, nn.Module) else None
+        self._costs: FlopCosts | None = flop_costs(model) if isinstance(model, nn.Module) else None
         self._decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         parts = model.modules() if isinstance(model, nn.Module) else ()
         self._is_causal = not self._decodes and any(getattr(part, "is_causal", False) is True for part in parts)
@@ -65,7 +65,7 @@ class Model:
 
     def measure(self) -> None:
         """Find out the peak rate of the device; where it has to be measured, that takes a moment."""
-        if self._rates is not None and self._dtype is not None:
+        if self._costs is not None and self._dtype is not None:
             self._peak = peak_flops(self._device, self._dtype)
 
     @property
@@ -78,11 +78,11 @@ class Model:
 
     def share_of_peak(self, work: Work, seconds: float) -> float | None:
         """Return the operations that some work needs, by those that the device could do in that time (MFU)."""
-        if self._rates is None or self._peak is None or not seconds:
+        if self._costs is None or self._peak is None or not seconds:
             return None
         attended = (work.attended + work.tokens) / 2 if self._is_causal else work.attended
         decoder_tokens = work.targets if self._decodes else 0
-        return self._rates.step(work.tokens, attended, work.targets, decoder_tokens) / (seconds * self._peak[0])
+        return self._costs.step(work.tokens, attended, work.targets, decoder_tokens) / (seconds * self._peak[0])
 
 
 def figures(work: Work, seconds: float, waited: float | None, model: Model | None, ranks: int) -> dict[str, Any]:

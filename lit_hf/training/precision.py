@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+SHORT_NAMES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+"""Precisions by Lightning's short names of them."""
+
 
 def default_precision(accelerator: object) -> Literal["32-true", "bf16-mixed"]:
     """Return the precision of a config that names none: bfloat16 over float32 weights on GPUs that compute with it.
@@ -19,6 +22,11 @@ def default_precision(accelerator: object) -> Literal["32-true", "bf16-mixed"]:
     """
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def unified(precision: object) -> str:
+    """Return Lightning's long name of a precision, which may be given by its short one (`bf16`, 16)."""
+    return SHORT_NAMES.get(str(precision), str(precision))
 
 
 def precision_note(precision: str) -> str:

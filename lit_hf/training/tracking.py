@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_hf.errors import InputError, Problem
-from lit_hf.run import RunFolder, write_atomically
+from lit_hf.run import RunFolder
+from lit_hf.writing import write_atomically
 
 _log = logging.getLogger("lit_hf")
 

@@ -43,7 +43,7 @@ def test_texts_are_found_wherever_they_stand() -> None:
 def test_the_peers_are_pinned() -> None:
     lines = [
         line
-        for name in ("requirements.txt", "requirements-bare.txt")
+        for name in ("requirements.txt", "requirements-bare.txt", "requirements-plot.txt")
         for line in (ROOT / "benchmarks" / name).read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")
     ]

@@ -8,23 +8,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.errors import InputError
 from lit_hf.task import Task
-
-TASK = "task: {class_path: TextClassification, init_args: {text: sentence}}\n"
-
-
-def problems(parser, *files, options=()):
-    """Write the files, parse them with the options, and return what is said to be wrong."""
-    with pytest.raises(InputError) as caught:
-        parse(parser, [*write(*files), *options])
-    return [(problem.where, problem.what, problem.cure) for problem in caught.value.problems]
-
-
-def write(*files):
-    arguments = []
-    for name, text in zip("abc", files, strict=False):
-        Path(f"{name}.yaml").write_text(text, encoding="utf-8")
-        arguments += ["-c", f"{name}.yaml"]
-    return arguments
+from tests.cli.configs import LISTED, TASK, problems, write
 
 
 @pytest.fixture(autouse=True)
@@ -77,120 +61,6 @@ def test_all_problems_of_files_and_options_are_told_at_once(parser):
         "    Did you mean 'max_steps'?",
         "9. patience: expected a whole number or null, found 'soon'.",
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "where", "what", "cure"),
-    [
-        ("trainer: {max_epochs: foo}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found 'foo'", ""),
-        ("trainer: {max_epochs: 2.5}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found 2.5", ""),
-        ("trainer: {max_epochs: true}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found true", ""),
-        ("trainer: {max_epochs: [1, 2]}", "trainer.max_epochs (a.yaml:2)", "a whole number or null, found [1, 2]", ""),
-        ("data: {batch_size: null}", "data.batch_size (a.yaml:2)", "a whole number, found null", ""),
-        ("data: {source: {validation_share: a}}", "data.source.validation_share (a.yaml:2)", "a number, found 'a'", ""),
-        ("merge: maybe", "merge (a.yaml:2)", "true or false, found 'maybe'", ""),
-        ("name: 2024", "name (a.yaml:2)", "text or null, found 2024", 'Put it in quotes: "2024".'),
-        ("tracker: wandbb", "tracker (a.yaml:2)", "one of csv, tensorboard, wandb, found 'wandbb'", "'wandb'?"),
-        (
-            "data: {source: {limit: {train: few}}}",
-            "data.source.limit (a.yaml:2)",
-            "a whole number, a mapping (name: a whole number) or null, found {train: few}",
-            "",
-        ),
-        (
-            "model: {optimizer: {init_args: {lr: fast}}}",
-            "model.optimizer.init_args.lr (a.yaml:2)",
-            "a number, found 'fast'",
-            "",
-        ),
-        (
-            "model: {adapter: {class_path: peft.LoraConfig, init_args: {r: x}}}",
-            "model.adapter.init_args.r (a.yaml:2)",
-            "a whole number, found 'x'",
-            "",
-        ),
-        ("model: {attention: {a: b}}", "model.attention (a.yaml:2)", "text or null, found {a: b}", ""),
-    ],
-)
-def test_a_wrong_value_is_told_in_plain_words(parser, text, where, what, cure):
-    ((found_where, found_what, found_cure),) = problems(parser, TASK + text + "\n")
-    assert (found_where, found_what) == (where, f"expected {what}.")
-    assert found_cure.endswith(cure) and bool(found_cure) == bool(cure)
-
-
-@pytest.mark.parametrize(
-    ("text", "where", "what", "cure"),
-    [
-        ("batch_size: 3", "batch_size (a.yaml:2)", "there is no such key.", "Did you mean 'data.batch_size'?"),
-        ("model: {lr: 3}", "model.lr (a.yaml:2)", "there is no such key.", None),
-        ("data:\n", "data (a.yaml:2)", "is empty.", "Indent the keys that belong to it, or remove it."),
-        ("data: [1]", "data (a.yaml:2)", "expected a block of keys, found [1].", ""),
-        (
-            "data: {checkpoint: bert}",
-            "data.checkpoint (a.yaml:2)",
-            "always follows model.checkpoint.",
-            "Set model.checkpoint instead.",
-        ),
-        (
-            "data: {task: TextClassification}",
-            "data.task (a.yaml:2)",
-            "always follows task.",
-            "Set task instead.",
-        ),
-        (
-            "trainer.max_epoch: 3",
-            "trainer.max_epoch (a.yaml:2)",
-            "there is no such key.",
-            "Did you mean 'max_epochs'?",
-        ),
-        (
-            "model: {optimizer: {class_path: torch.optim.AdamW, lr: 3}}",
-            "model.optimizer.lr (a.yaml:2)",
-            "does not belong here.",
-            "Put it under init_args.",
-        ),
-        (
-            "model: {adapter: {init_args: {r: 3}}}",
-            "model.adapter (a.yaml:2)",
-            "class_path is missing.",
-            "Name the class: model.adapter.class_path.",
-        ),
-        (
-            "model: {adapter: {class_path: peft.LoRAConfig}}",
-            "model.adapter (a.yaml:2)",
-            "peft has no 'LoRAConfig'.",
-            "Did you mean 'LoraConfig'?",
-        ),
-        (
-            "model: {adapter: {class_path: pefft.LoraConfig}}",
-            "model.adapter (a.yaml:2)",
-            "pefft.LoraConfig cannot be imported: there is no module 'pefft'.",
-            "Did you mean 'LoraConfig'?",
-        ),
-        (
-            "model: {optimizer: {class_path: torch.nn.Linear, init_args: {lr: 1}}}",
-            "model.optimizer (a.yaml:2)",
-            "torch.nn.Linear is not a Optimizer.",
-            None,
-        ),
-        (
-            "trainer: {callbacks: EarlyStopping}",
-            "trainer.callbacks (a.yaml:2)",
-            "EarlyStopping needs 'monitor': text.",
-            "",
-        ),
-        (
-            "data: {tokenizer: {train: {vocab: 3}}}",
-            "data.tokenizer.train.vocab (a.yaml:2)",
-            "there is no such key.",
-            None,
-        ),
-    ],
-)
-def test_a_wrong_key_or_class_is_told_with_its_cure(parser, text, where, what, cure):
-    ((found_where, found_what, found_cure),) = problems(parser, TASK + text + "\n")
-    assert (found_where, found_what) == (where, what)
-    assert cure is None or found_cure == cure
 
 
 def test_an_unknown_task_names_the_nearest(parser):
@@ -295,30 +165,6 @@ def test_later_files_and_options_win_and_blocks_merge(parser):
 )
 def test_the_short_forms_of_jsonargparse_work(parser, arguments):
     assert parse(parser, arguments).task.class_path.endswith("TextClassification")
-
-
-def test_another_class_drops_the_parameters_it_does_not_take_and_says_so(parser, caplog):
-    files = (
-        TASK + "model: {optimizer: {class_path: torch.optim.SGD, init_args: {momentum: 0.5, lr: 0.2}}}\n",
-        "model: {optimizer: {class_path: torch.optim.AdamW, init_args: {weight_decay: 0.3}}}\n",
-    )
-    with caplog.at_level("INFO", "lit_hf"):
-        config = parse(parser, write(*files))
-    assert config.model.optimizer.class_path == "torch.optim.AdamW"
-    assert (config.model.optimizer.init_args.lr, config.model.optimizer.init_args.weight_decay) == (0.2, 0.3)
-    assert "momentum" not in config.model.optimizer.init_args
-    assert caplog.messages == [
-        "model.optimizer: torch.optim.AdamW does not take momentum of the earlier class; left out."
-    ]
-
-
-def test_a_parameter_of_the_earlier_class_is_wrong_in_the_later_block(parser):
-    (problem,) = problems(
-        parser,
-        TASK + "model: {optimizer: {class_path: torch.optim.SGD, init_args: {momentum: 0.5}}}\n",
-        "model: {optimizer: {class_path: torch.optim.AdamW, init_args: {momentum: 0.3}}}\n",
-    )
-    assert problem[0] == "model.optimizer.init_args.momentum (b.yaml:1)"
 
 
 def test_a_block_may_be_in_a_file_of_its_own(parser, folder):
@@ -427,12 +273,6 @@ def test_jsonargparse_itself_reads_no_remote_config(parser):
         parser.parse_args(["-c", "memory://a.yaml"])
 
 
-LISTED = (
-    TASK + "data:\n  mixing: interleave\n  source:\n  - {train: a.jsonl, limit: {train: 3}}\n"
-    "  - path: org/rows\n    columns: {sentence: translation.en}\n    weight: 2\n"
-)
-
-
 def test_sources_may_be_a_list(parser):
     one, two = parse(parser, write(LISTED)).data.source
 
@@ -458,46 +298,10 @@ def test_sources_may_be_in_files_of_their_own(parser):
     assert [source.train for source in instantiate(parser, config).data.source] == ["a.jsonl", None]
 
 
-def test_all_problems_inside_of_a_list_are_told_with_their_lines(parser):
-    text = (
-        TASK + "data:\n  mixing: interlave\n  source:\n  - trian: a.jsonl\n  - path: [3]\n    columns: text\n"
-        "    weight: much\n  - a.jsonl\n"
-    )
-
-    found = problems(parser, text)
-
-    assert [(where, what) for where, what, _ in found] == [
-        ("data.mixing (a.yaml:3)", "expected one of concatenate, interleave, found 'interlave'."),
-        ("data.source[0].trian (a.yaml:5)", "there is no such key."),
-        ("data.source[1].path (a.yaml:6)", "expected text or null, found [3]."),
-        ("data.source[1].columns (a.yaml:7)", "expected a mapping (name: text) or null, found 'text'."),
-        ("data.source[1].weight (a.yaml:8)", "expected a number, found 'much'."),
-        ("data.source[2] (a.yaml:9)", "expected a block of keys, found 'a.jsonl'."),
-    ]
-    assert found[1][2].startswith("Did you mean 'train'? There is: columns, ")
-
-
-def test_a_list_is_not_filled_up_with_what_was_given_before(parser):
-    single = TASK + "data: {source: {path: org/rows, limit: 3}}\n"
-
-    for files in ((single, LISTED), (LISTED, LISTED)):
-        ((where, what, _),) = problems(parser, *files)
-        assert (where, what) == (
-            "data.source (b.yaml:4)",
-            "there is a list here, but other values were given before.",
-        )
-
-
 def test_a_source_takes_the_place_of_a_list(parser):
     config = parse(parser, write(LISTED, "data: {source: {test: other.jsonl}}\n"))
 
     assert (config.data.source.test, config.data.source.train, config.data.source.path) == ("other.jsonl", None, None)
-
-
-def test_a_single_key_below_a_list_is_refused(parser):
-    ((where, what, _),) = problems(parser, LISTED, options=["--data.source.limit", "7"])
-
-    assert (where, what) == ("data.source.limit", "data.source is a list, so it has no 'limit'.")
 
 
 def test_sources_may_be_a_list_on_the_command_line(parser):

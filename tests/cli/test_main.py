@@ -28,7 +28,7 @@ def test_the_module_and_its_exit_code_are_the_command():
     assert wrong.stderr.splitlines() == [
         "error: there is no verb 'fitt'.",
         "    Did you mean 'lit-hf fit'? "
-        "The verbs are fit, inspect, plan, validate, test, predict, export, checkpoints, env.",
+        "The verbs are fit, inspect, plan, validate, test, predict, export, push, checkpoints, env.",
     ]
 
 
@@ -41,6 +41,19 @@ def test_nothing_heavy_is_imported_before_a_verb_is_known():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[0, 0, 0, 2] []"
+
+
+def test_no_time_goes_into_collecting_garbage_while_a_verb_is_imported():
+    script = (
+        "import gc\n"
+        "from lit_hf.cli import main\n"
+        "collections = []\n"
+        "gc.callbacks.append(lambda phase, info: collections.append(phase))\n"
+        "main._runner('checkpoints')\n"
+        "print(collections, gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[] True True"
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["--help", "--debug"]])

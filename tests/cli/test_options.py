@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_hf.cli.options import Parser, run_folder
+from lit_hf.cli.options import Parser, positive, run_folder
 from lit_hf.errors import InputError
 
 
@@ -31,6 +31,16 @@ def test_bad_options_fail_in_one_line(parser, argv):
     (problem,) = error.value.problems
     assert problem.cure == "See lit-hf predict --help."
     assert "\n" not in problem.what
+
+
+@pytest.mark.parametrize(("text", "reason"), [("0", "0 is not above 0"), ("-3", "-3 is not above 0"), ("x", "'x'")])
+def test_a_number_that_is_not_above_0_is_told(text, reason):
+    parser = Parser("inspect", "Inspect.")
+    parser.add_argument("-n", type=positive)
+    assert parser.parse_args(["-n", "7"]).n == 7
+    with pytest.raises(InputError) as error:
+        parser.parse_args(["-n", text])
+    assert reason in error.value.problems[0].what
 
 
 def test_the_config_names_the_run(tmp_path, parser):

@@ -187,16 +187,6 @@ def test_the_smallest_change_that_makes_it_fit_is_named(in_folder, capsys):
     assert values["advice"].endswith("Add to the command: --model.optimizer bitsandbytes.optim.AdamW8bit")
 
 
-def test_where_no_single_change_makes_it_fit_the_smallest_combination_is_named(in_folder, capsys):
-    config = write(in_folder, {**BILLION, "vocab_size": 32000, "max_position_embeddings": 4096}, block_length=4096)
-    values = plan(capsys, config, "--no-data", "--gpu", "t4", "--data.batch_size", "16")
-    *others, last = values["memory"]["changes"]
-    assert last["fits"] and not any(change["fits"] for change in others)
-    assert last["names"] == ["16-mixed", "gradient checkpointing", "batches of 1 row, 16 a step", "LoRA"]
-    assert "No single change makes it fit. The smallest combination that does: 16-mixed, grad" in values["advice"]
-    assert values["advice"].endswith(" ".join(last["options"]))
-
-
 def test_packed_batches_are_planned_by_their_tokens(in_folder, capsys):
     config = write(in_folder, TINY, rows=60)
     data = plan(capsys, config, "--no-changes", "--data.packing", "true", "--data.batch_tokens", "200")["data"]

@@ -46,4 +46,4 @@ def test_weights_of_another_model_are_refused():
 
 def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(InputError, match="no run is here"):
-        load_run(RunFolder(tmp_path))
+        load_run(RunFolder(tmp_path), tmp_path / "state.ckpt")

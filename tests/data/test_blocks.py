@@ -5,9 +5,7 @@ from lit_hf.data.blocks import (
     LONGEST_DEFAULT,
     byte_sizes,
     cut_blocks,
-    document_problems,
     resolve_length,
-    text_problems,
 )
 from lit_hf.data.tokenization import train_tokenizer
 from lit_hf.errors import InputError
@@ -50,17 +48,3 @@ def test_the_length_is_the_tokenizer_s_limit_and_no_more_than_the_default(tiny_t
         assert error.value.problems[0].where == "task.block_length"
     tokenizer.model_max_length = 10**30
     assert resolve_length(tokenizer, None) == LONGEST_DEFAULT
-
-
-def test_missing_and_blank_text_and_what_is_no_text_is_named_by_row():
-    other, blank = text_problems(["good", "", None, " \n", 3], "text")
-    assert (other.rows, other.what) == ([4], "this is no text: 3.")
-    assert (blank.rows, blank.column) == ([1, 2, 3], "text")
-
-
-def test_blank_documents_are_a_fault_only_where_there_is_nothing_else():
-    assert list(document_problems(["good", "", " "], "text")) == []
-    (missing,) = document_problems(["good", None, ""], "text")
-    assert missing.rows == [1]
-    (empty,) = document_problems(["", " "], "text")
-    assert list(empty.rows) == [0, 1]

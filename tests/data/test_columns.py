@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from lit_hf.data.columns import check_columns, check_rows, place_problem, with_inner_columns
+from lit_hf.data.columns import check_columns, check_rows, place_problem
 from lit_hf.data.sources import Source, Split, load_splits
 from lit_hf.errors import Problem
 from lit_hf.task import RowProblem
@@ -183,25 +183,6 @@ def test_the_first_places_and_the_number_of_rows_are_told(rows: list[int], other
     split = Split(Dataset.from_dict({"text": ["a"] * 9}), lambda row: f"row {row}", "key")
 
     assert place_problem(split, RowProblem(rows, "text", "bad.")).what == f"column 'text': bad.{others}"
-
-
-def test_values_inside_of_objects_are_columns(write_jsonl: Write) -> None:
-    rows = [{"translation": {"en": "a", "de": "b"}, "meta": {"n": 1}}, {"translation": None, "meta": {"n": 2}}]
-    source = Source(train=write_jsonl("train.jsonl", rows), validation_share=0)
-    read = load_splits(source, ("train",))["train"].rows.select([1, 0])
-
-    inner = with_inner_columns(read, ["translation.en", "meta"])
-
-    assert inner["translation.en"][:] == [None, "a"]
-    assert inner["meta"][:] == [{"n": 2}, {"n": 1}]
-    assert with_inner_columns(read, ["meta"]) is read
-    assert with_inner_columns(read, ["translation.en"])._fingerprint != read._fingerprint
-
-
-def test_a_column_with_a_dot_in_its_name_is_itself() -> None:
-    rows = Dataset.from_dict({"a.b": [1], "a": [{"b": 2}]})
-
-    assert with_inner_columns(rows, ["a.b"]) is rows
 
 
 def test_a_missing_value_inside_of_an_object_is_told_with_those_there(write_jsonl: Write) -> None:

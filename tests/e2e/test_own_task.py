@@ -30,7 +30,7 @@ class Grade(Task):
     auto_class = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"
     peft_task_type = "SEQ_CLS"
-    monitor = "error"
+    monitors = {"error": "min"}
 
     def __init__(self, text: str = "text", grade: str = "grade", highest: int = 10) -> None:
         self.text, self.grade, self.highest = text, grade, highest

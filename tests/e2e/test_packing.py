@@ -71,7 +71,7 @@ def batches(task: Task, reference: bool = False, **settings: Any) -> Iterator[di
 def epoch(model: Any, task: Task, **settings: Any) -> tuple[int, float, dict[str, torch.Tensor], list[Any]]:
     """Return the targets of an epoch, its mean loss and the gradients of that, and what the batches held."""
     targets, total, sizes = 0, 0.0, []
-    reference = task.needs_reference and not isinstance(model, peft.PeftModel)
+    reference = bool(task.reference_columns) and not isinstance(model, peft.PeftModel)
     for batch in batches(task, reference, **settings):
         sizes.append(batch.pop("sizes"))
         loss = task.forward(model, batch).loss * sizes[-1].targets

@@ -140,7 +140,7 @@ def test_an_adapter_alone_answers_in_peft_as_it_did_in_training(folder, base, me
     for module in quantized.modules():
         module.support_avx512bf16_for_cpu = False
     theirs = PeftModel.from_pretrained(quantized, run.export).eval()
-    ours = load_run(run).model
+    ours = load_run(run, run.checkpoint("best")).model
     inputs = AutoTokenizer.from_pretrained(run.export)("the plot was not very good", return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(theirs(**inputs).logits, ours(**inputs).logits, atol=1e-5, rtol=1e-5)

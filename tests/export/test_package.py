@@ -60,6 +60,7 @@ def test_folder_holds_what_prediction_needs_and_no_pickle_nor_local_path(tiny_te
 
     written = files(tmp_path / "export")
     assert set(written) == {
+        "README.md",
         "config.json",
         "lit_hf.json",
         "model.safetensors",
@@ -106,7 +107,7 @@ def test_adapter_is_written_alone_with_the_trained_head(tiny_text_model, tmp_pat
 
     written = files(folder)
     assert "adapter_model.safetensors" in written
-    assert not {"config.json", "model.safetensors", "README.md"} & set(written)
+    assert not {"config.json", "model.safetensors"} & set(written)
     config = AutoConfig.from_pretrained(folder / "model_config")
     assert config.id2label == ID2LABEL
     plain = AutoModelForSequenceClassification.from_pretrained(folder, config=config)

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from lit_hf.models.flops import attended_pairs, flop_rates, training_flops
+from lit_hf.models.flops import attended_pairs, flop_costs, training_flops
 
 ROWS, LENGTH = 2, 32
 SHAPE = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -52,7 +52,7 @@ def test_below_the_first_trained_weight_there_are_no_gradients():
     model.lm_head.requires_grad_(True)
     layers = sum(module.weight.numel() for module in model.model.layers[0].modules() if hasattr(module, "in_features"))
     head = model.lm_head.weight.numel()
-    pairs = attended_pairs([LENGTH] * ROWS, causal=False) * flop_rates(model).per_pair
+    pairs = attended_pairs([LENGTH] * ROWS, causal=False) * flop_costs(model).per_pair
     first = 64 * 64  # q_proj trains, and nothing before it does
     per_token = 2 * 2 * layers + 6 * layers - 2 * first + 6 * head
     assert formula(model) == pytest.approx(ROWS * LENGTH * per_token + pairs)
@@ -71,7 +71,7 @@ def test_each_token_goes_through_its_few_experts():
         model = AutoModelForCausalLM.from_config(config)
     attention, router, expert = 4 * 64 * 64, 64 * 8, 3 * 64 * 32
     weights = 3 * (attention + router + 2 * expert)
-    assert flop_rates(model).per_token == pytest.approx(6 * weights, rel=0.02)
+    assert flop_costs(model).per_token == pytest.approx(6 * weights, rel=0.02)
 
 
 def test_shared_layers_are_run_again():
@@ -81,7 +81,7 @@ def test_shared_layers_are_run_again():
     with torch.device("meta"):
         model = AutoModelForMaskedLM.from_config(config)
     layer = 4 * 64 * 64 + 2 * 64 * 96
-    assert flop_rates(model).per_token == 6 * 6 * layer
+    assert flop_costs(model).per_token == 6 * 6 * layer
 
 
 def test_an_encoder_decoder_pays_for_both_sides():
@@ -89,12 +89,12 @@ def test_an_encoder_decoder_pays_for_both_sides():
         "t5", d_model=64, d_kv=16, d_ff=96, num_layers=2, num_decoder_layers=3, num_heads=4, vocab_size=100
     )
     with torch.device("meta"):
-        rates = flop_rates(AutoModelForSeq2SeqLM.from_config(config))
+        costs = flop_costs(AutoModelForSeq2SeqLM.from_config(config))
     attention, feed_forward = 4 * 64 * 64, 2 * 64 * 96
-    assert rates.per_token == pytest.approx(6 * 2 * (attention + feed_forward), rel=0.02)
-    assert rates.per_decoder_token == pytest.approx(6 * 3 * (2 * attention + feed_forward), rel=0.001)
-    assert rates.step(10, 0, decoder_tokens=5) == pytest.approx(
-        10 * rates.per_token + 5 * rates.per_decoder_token + 5 * 6 * 64 * 100
+    assert costs.per_token == pytest.approx(6 * 2 * (attention + feed_forward), rel=0.02)
+    assert costs.per_decoder_token == pytest.approx(6 * 3 * (2 * attention + feed_forward), rel=0.001)
+    assert costs.step(10, 0, decoder_tokens=5) == pytest.approx(
+        10 * costs.per_token + 5 * costs.per_decoder_token + 5 * 6 * 64 * 100
     )
 
 

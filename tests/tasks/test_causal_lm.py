@@ -135,7 +135,7 @@ def test_the_metrics_equal_those_computed_block_by_block_and_byte_by_byte(task, 
     values = {name: value.item() for name, value in metrics.compute().items()}
     expected = {"perplexity": math.exp(nats / targets), "bits_per_byte": nats / math.log(2) / text_bytes}
     assert values == pytest.approx(expected, rel=1e-5)
-    assert task.monitors == {"perplexity": "min", "bits_per_byte": "min"}
+    assert task.monitors == {"loss": "min", "perplexity": "min", "bits_per_byte": "min"}
 
 
 def test_a_row_of_one_block_is_not_counted_as_cut(task):

@@ -99,7 +99,7 @@ def test_the_metrics_are_over_all_trained_tokens_of_all_batches(model):
     results = metrics.compute()
     assert results["perplexity"].item() == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-5)
     assert results["token_accuracy"].item() == pytest.approx(sum(right) / len(right))
-    assert task.monitors == {"perplexity": "min", "token_accuracy": "max"}
+    assert task.monitors == {"loss": "min", "perplexity": "min", "token_accuracy": "max"}
 
 
 def test_truncation_keeps_the_first_tokens():

@@ -86,7 +86,7 @@ def test_accuracy_is_over_rows(tokenizer):
     for logits, labels in (([[1.0, 0.0], [1.0, 0.0]], [0, 1]), ([[0.0, 1.0]], [1])):
         task.update(metrics, type("Outputs", (), {"logits": torch.tensor(logits)}), {"labels": torch.tensor(labels)})
     assert metrics.compute()["accuracy"].item() == pytest.approx(2 / 3)
-    assert task.monitor in task.monitors
+    assert task.monitors == {"accuracy": "max"}
 
 
 def test_a_prediction_names_the_choice_with_the_highest_score(tokenizer, tiny_text_model):

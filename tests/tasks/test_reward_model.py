@@ -80,6 +80,7 @@ def test_metrics_and_predictions_are_the_model_s_scores(model):
     computed = metrics.compute()
     assert computed["margin"].item() == pytest.approx(sum(margins) / 2, abs=1e-6)
     assert computed["accuracy"].item() == sum(margin > 0 for margin in margins) / 2
+    assert list(task.monitors) == ["accuracy", "margin"]
     assert set(task.monitors) < set(computed)
 
 

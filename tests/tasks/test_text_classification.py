@@ -242,3 +242,12 @@ def test_state_brings_back_labels_and_weights():
     other = TextClassification()
     other.load_state_dict(task.state_dict())
     assert (other.labels, other.given_as, other.class_weights) == (["a", "b"], "ids", {"a": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"), [("single_label", "accuracy"), ("multi_label", "f1_micro"), ("regression", "pearson")]
+)
+def test_the_metric_that_tells_the_best_checkpoint_comes_first(kind, first):
+    task = TextClassification("text", kind=kind, labels=None if kind == "regression" else ["a", "b", "c"])
+    assert next(iter(task.monitors.items())) == (first, "max")
+    assert task.monitors.get("mse" if kind == "regression" else "loss") == "min"

@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lit_hf.models.devices import peak_flops
 from lit_hf.models.flops import training_flops
-from lit_hf.models.rates import peak_flops
 from lit_hf.task import Sizes
 from lit_hf.training.figures import Model, Work, figures, percentiles
 

@@ -111,7 +111,7 @@ def test_problems_of_all_parts_are_found_before_weights_load(task, tiny_text_mod
 def test_an_adapter_that_changes_the_base_is_no_reference(task, tiny_text_model):
     module = LitModule(task, str(tiny_text_model), adapter=LoraConfig(target_modules=["query"], bias="all"))
     assert module.check() == []
-    task.needs_reference = True
+    task.reference_columns = ("reference",)
     assert [problem.where for problem in module.check()] == ["model.adapter.init_args.bias"]
 
 

@@ -1,0 +1,114 @@
+import torch
+from peft import LoraConfig
+
+from lit_hf.planning.changes import changes
+from tests.planning.conftest import machine
+
+SINGLE = [
+    "gradient checkpointing",
+    "batches of 2 rows, 2 a step",
+    "bf16-mixed",
+    "8-bit AdamW",
+    "LoRA",
+    "LoRA on 8 bits",
+    "LoRA on 4 bits (QLoRA)",
+]
+
+
+def test_what_can_be_changed_is_tried_from_the_smallest_change_on(planner):
+    plain = planner()
+    before = plain.layout("one device", plain.case, plain.peaks(plain.case)).total
+    found = list(changes(plain, True))
+    assert [change.names for change in found] == [(name,) for name in SINGLE]
+    changed = dict(zip(SINGLE, found, strict=True))
+    for name in "gradient checkpointing", "batches of 2 rows, 2 a step", "8-bit AdamW", "LoRA":
+        assert changed[name].total < before
+    assert changed["gradient checkpointing"].options == ("--model.gradient_checkpointing true",)
+    assert changed["batches of 2 rows, 2 a step"].options == (
+        "--data.batch_size 2 --trainer.accumulate_grad_batches 2",
+    )
+    assert changed["LoRA"].options == ("-c configs/methods/lora.yaml",)
+
+
+def test_what_a_run_does_already_is_no_change(planner):
+    model = {"gradient_checkpointing": True, "adapter": LoraConfig()}
+    plain = planner(machine(precision="bf16-true"), model=model, data={"batch_size": 1})
+    assert [change.names[0] for change in changes(plain, True)] == [
+        "8-bit AdamW",
+        "LoRA on 8 bits",
+        "LoRA on 4 bits (QLoRA)",
+    ]
+
+
+def test_packed_weights_cannot_be_cut(planner):
+    plain = planner(machine(devices=2), strategy="fsdp")
+    assert [change.names[0] for change in changes(plain, True)] == SINGLE[:-2]
+
+
+def test_a_gpu_without_bfloat16_takes_float16(planner):
+    changed = {change.names[0]: change for change in changes(planner(machine(name="t4-16gb")), True)}
+    assert changed["16-mixed"].options == ("--trainer.precision 16-mixed",)
+
+
+def test_the_batch_is_halved_until_it_fits_and_the_step_stays_as_large(planner):
+    plain = planner(data={"batch_size": 8}, accumulate_grad_batches=3)
+    one_row = plain.peaks(type(plain.case)(plain.case.module, plain.case.setting, 1)).total
+    plain.machine = machine(memory=one_row / 0.9)
+    found = [change for change in changes(plain, True) if change.names[0].startswith("batches")]
+    assert [(change.names, change.options, change.fits) for change in found] == [
+        (
+            ("batches of 1 row, 24 a step",),
+            ("--data.batch_size 1 --trainer.accumulate_grad_batches 24",),
+            True,
+        )
+    ]
+
+
+def test_a_budget_of_tokens_is_halved_as_well(planner):
+    plain = planner(data={"batch_tokens": 256})
+    (option,) = [change.options[0] for change in changes(plain, True) if "tokens" in change.names[0]]
+    assert option == "--data.batch_tokens 128 --trainer.accumulate_grad_batches 2"
+
+
+def test_combinations_are_tried_only_where_nothing_fits_and_up_to_one_that_does(planner):
+    plain = planner(machine(memory=1, devices=2), strategy="fsdp")
+    single, combined = _tried(plain)
+    assert [change.names for change in combined] == [
+        ("bf16-mixed", "gradient checkpointing"),
+        ("bf16-mixed", "gradient checkpointing", "batches of 1 row, 4 a step"),
+        ("bf16-mixed", "gradient checkpointing", "LoRA"),
+        ("bf16-mixed", "gradient checkpointing", "batches of 1 row, 4 a step", "LoRA"),
+    ]
+    assert combined[1].options == (
+        "--trainer.precision bf16-mixed",
+        "--model.gradient_checkpointing true",
+        "--data.batch_size 1 --trainer.accumulate_grad_batches 4",
+    )
+    least = min(change.total for change in single)
+    needed = combined[1].total
+    assert needed < min(least, combined[0].total)
+
+    plain.machine = machine(memory=1.001 * needed / 0.9, devices=2)
+    _, combined = _tried(plain)
+    assert [change.fits for change in combined] == [False, True]
+
+    plain.machine = machine(memory=1.001 * least / 0.9, devices=2)
+    assert _tried(plain)[1] == []
+
+
+def _tried(planner):
+    """Return the single changes, and the combinations."""
+    tried = list(changes(planner, False))
+    return [one for one in tried if len(one.names) == 1], [one for one in tried if len(one.names) > 1]
+
+
+def test_a_way_that_a_model_has_not_is_told_as_such(planner):
+    def failing(parameters):
+        raise ValueError("no such optimizer here")
+
+    plain = planner()
+    plain.case.module.optimizer = lambda parameters: (
+        torch.optim.SGD(parameters, lr=0.1) if len(list(parameters)) == 1 else failing(parameters)
+    )
+    change = next(iter(changes(plain, True)))
+    assert (change.total, change.fits, change.why) == (None, False, "no such optimizer here")

@@ -133,7 +133,7 @@ def sharding_problems(precision: object, optimizer: str, is_quantized: bool) -> 
         optimizer: The optimizer's class path.
         is_quantized: Whether the base model is quantized.
     """
-    if UNIFIED.get(str(precision), str(precision)) not in ("32-true", "bf16-mixed", "bf16-true"):
+    if unified(precision) not in ("32-true", "bf16-mixed", "bf16-true"):
         what = f"weights that are cut ({SHARDED}) do not train in {precision}."
         yield Problem("trainer.precision", what, "Take bf16-mixed, or 32-true.")
     package = optimizer.partition(".")[0]

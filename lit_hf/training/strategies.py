@@ -50,7 +50,8 @@ class FullySharding(ModelParallelStrategy):
         """Meet the other ranks: all of them share one cut."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_processes * self.num_nodes, 1
         super().setup_environment()
-        self._writers = distributed.new_group(backend="gloo")
+        # a disk may be slow for one of them; a rank that is lost is noticed at once
+        self._writers = distributed.new_group(backend="gloo", timeout=timedelta(hours=6))
 
     def setup(self, trainer: Trainer) -> None:
         """Cut the model, which is built by now, and make the optimizer of what is left here."""

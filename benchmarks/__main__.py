@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, plot, report, results
+from benchmarks import machine, plot, report, results, resume
 from benchmarks.catalog import CURVES, ON_CPU, ON_GPU, find
 from benchmarks.interleaving import environment, run_all
 from benchmarks.preparing import Prepared
@@ -28,7 +28,7 @@ from benchmarks.startup import measure
 
 HERE = Path(__file__).parent
 
-START = "start"
+START, RESUME = "start", "resume"
 
 QUICK = ("text_classification", "chat", "packed_lm")
 QUICK_PEERS = ("hf_trainer", "hf_trainer_grouped", "trl_grouped", "litgpt", "loop")
@@ -39,7 +39,7 @@ class Plan:
     """What is to be run.
 
     Attributes:
-        names: Workloads, points of curves, and `start`.
+        names: Workloads, points of curves, `start` and `resume`.
         peers: Only these; None takes all that a workload has.
         rounds: How often each runs.
         quick: Whether on few rows.
@@ -91,6 +91,12 @@ def main() -> None:
 
 def _runs(name: str, plan: Plan) -> Iterator[dict[str, Any]]:
     """Run a workload, or the starts, and say what came of each run."""
+    if name == RESUME:
+        env = environment(plan.cache, plan.threads)
+        for run in resume.measure(plan.cache / RESUME, plan.rounds, env, plan.peers):
+            print(_line(run), flush=True)
+            yield run
+        return
     workload = find(START_WORKLOAD if name == START else name)
     env = environment(plan.cache, max(1, plan.threads // workload.ranks))
     folder = plan.cache / workload.name
@@ -117,6 +123,8 @@ def _line(run: dict[str, Any]) -> str:
         return f"{what} failed: {run['error'].strip().splitlines()[-1][:150]}"
     if run["workload"] == START:
         return f"{what} {number(run['start_seconds'], ' s')}"
+    if run["workload"] == RESUME:
+        return f"{what} {run['kind']}, after {run['steps_done']:,} steps: {number(run['resume_seconds'], ' s')}"
     speed, memory = number(run["tokens_per_second"], " tokens/s", 0), number((run["memory"] or 0) / 1e6, " MB", 0)
     return f"{what} {speed:>18} {memory:>10}  loss {number(run['loss'], digits=4)}"
 
@@ -126,8 +134,8 @@ def _curve_names() -> list[str]:
 
 
 def _names(options: argparse.Namespace) -> Sequence[str]:
-    everything = list(ON_GPU) if options.gpu else [*ON_CPU, START, *_curve_names()]
-    known = [*ON_CPU, *ON_GPU, *CURVES, START, *_curve_names()]
+    everything = list(ON_GPU) if options.gpu else [*ON_CPU, START, RESUME, *_curve_names()]
+    known = [*ON_CPU, *ON_GPU, *CURVES, START, RESUME, *_curve_names()]
     if unknown := [name for name in options.only or () if name not in known]:
         sys.exit(f"unknown: {', '.join(unknown)}. There are: {', '.join(everything)}.")
     return options.only or (QUICK if options.quick else everything)
@@ -145,7 +153,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(data), help="folder of the datasets; default: $LIT_HF_DATA")
     parser.add_argument("--quick", action="store_true", help="three workloads on few rows, one round: five minutes")
     parser.add_argument("--gpu", action="store_true", help="the suite for one GPU")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads, curves, points of curves, `start`")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="workloads, curves, points of curves, `start`, `resume`"
+    )
     parser.add_argument("--peers", nargs="+", metavar="PEER", help="only these peers")
     parser.add_argument("--rounds", type=int, help="how often each runs; default: 3, quick 1")
     parser.add_argument("--rows", type=int, help="training rows of every workload; default: each one's own")

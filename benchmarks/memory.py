@@ -25,13 +25,23 @@ STEPS = 3
 
 ROWS = 8
 
+
+def bits_and_bytes(**settings: Any) -> dict[str, Any]:
+    """Return a quantization by bitsandbytes."""
+    return {"class_path": "transformers.BitsAndBytesConfig", "init_args": settings}
+
+
 LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 8, "target_modules": "all-linear"}}
-FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+FOUR = bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+TORCHAO = {
+    "class_path": "transformers.TorchAoConfig",
+    "init_args": {"quant_type": {"class_path": "torchao.quantization.Int8WeightOnlyConfig"}},
+}
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "LoRA on nf4": {"model": {"adapter": LORA}, "quantization": FOUR},
-    "LoRA on 8 bits": {"model": {"adapter": LORA}, "quantization": {"load_in_8bit": True}},
+    "LoRA on 8 bits": {"model": {"adapter": LORA}, "quantization": bits_and_bytes(load_in_8bit=True)},
     "full, 16k words": {"words": 16000},
     "full, checkpointing": {"model": {"gradient_checkpointing": True}},
     "full, 512 tokens": {"length": 512},
@@ -46,6 +56,12 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "LoRA, checkpointing": {"model": {"adapter": LORA, "gradient_checkpointing": True}},
     "full, SGD": {"model": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}}},
     "full, bf16-true": {"precision": "bf16-true"},
+    "LoRA on 8 bits of torchao": {"model": {"adapter": LORA}, "quantization": TORCHAO},
+    "LoRA on 8 bits of torchao, bf16-mixed, checkpointing": {
+        "model": {"adapter": LORA, "gradient_checkpointing": True},
+        "quantization": TORCHAO,
+        "precision": "bf16-mixed",
+    },
 }
 
 SHAPES = {
@@ -100,9 +116,7 @@ def quantized(config: dict[str, Any], quantization: dict[str, Any], folder: Path
     cli.datamodule.tokenizer.save_pretrained(place)
     values = {**config["model"]["config"], "vocab_size": len(cli.datamodule.tokenizer)}
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**values)).save_pretrained(place)
-    model = {**config["model"], "checkpoint": place, "config": None}
-    model["quantization"] = {"class_path": "transformers.BitsAndBytesConfig", "init_args": quantization}
-    return {**config, "model": model}
+    return {**config, "model": {**config["model"], "checkpoint": place, "config": None, "quantization": quantization}}
 
 
 def parsed(config: dict[str, Any], folder: Path) -> Any:
@@ -114,6 +128,15 @@ def parsed(config: dict[str, Any], folder: Path) -> Any:
     path = folder / "memory.yaml"
     path.write_text(yaml.safe_dump(config))
     return TrainerCLI(["-c", str(path), "--output_dir", str(folder)], "plan")
+
+
+def parts(tensors: list[Any]) -> list[Any]:
+    """Return tensors with those in the place of a wrapper, such as torchao's, that it is made of."""
+    found = []
+    for one in tensors:
+        names = one.__tensor_flatten__()[0] if hasattr(one, "__tensor_flatten__") else ()
+        found += parts([getattr(one, name) for name in names]) if names else [one]
+    return found
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -164,7 +187,7 @@ def _peak(on_gpu: bool) -> Any:
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
                 return
-            tensors = [*pl_module.model.parameters(), *pl_module.model.buffers()]
+            tensors = parts([*pl_module.model.parameters(), *pl_module.model.buffers()])
             tensors += [state.absmax for one in tensors if (state := getattr(one, "quant_state", None)) is not None]
             storages = {id(storage): storage.nbytes() for storage in (one.untyped_storage() for one in tensors)}
             self.base = sum(storages.values())

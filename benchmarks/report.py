@@ -26,7 +26,7 @@ def markdown(results: Mapping[str, Any], plot: str | None) -> str:
         results: As `results.merge` returns them.
         plot: File name of the plot.
     """
-    training = [run for run in results["runs"] if run["workload"] != "start" and not run.get("curve")]
+    training = [run for run in results["runs"] if run["workload"] not in ("start", "resume") and not run.get("curve")]
     parts = ["# Benchmark", _machine(results["machine"]), DEFINITIONS]
     if plot:
         parts.append(f"![ratios]({plot})")
@@ -36,6 +36,8 @@ def markdown(results: Mapping[str, Any], plot: str | None) -> str:
         parts += ["## Figures", _table(FIGURES, map(_figure_row, summaries(training)))]
     if results["start"]:
         parts += ["## Start to first step, caches warm", _start(results["start"])]
+    if results["resume"]:
+        parts += ["## Resume to first step, caches warm", _table(RESUMES, map(_resume_row, results["resume"]))]
     if results["curves"]:
         parts += ["## Curves", _table(CURVES, map(_curve_row, results["curves"]))]
     errors = [row for row in summaries(training) if row["error"]]
@@ -47,6 +49,7 @@ def markdown(results: Mapping[str, Any], plot: str | None) -> str:
 
 RATIOS = ("workload", "peer", "speed", "range", "peak memory", "loss", "peer's loss")
 FIGURES = ("workload", "", "tokens/s", "range", "step, s", "memory, MB", "loss", "steps", "tokens")
+RESUMES = ("resume of", "", "after", "seconds", "after", "seconds", "ratio", "range")
 CURVES = ("curve", "value", "", "tokens/s", "step, s", "start, s", "memory, MB")
 
 
@@ -102,6 +105,19 @@ def _start(start: Mapping[str, Any]) -> str:
         f"lit-hf {number(start['seconds'], ' s')}, a script with the HF Trainer {number(start['peer_seconds'], ' s')}: "
         f"{number(start['ratio'], 'x')} {between(start['ratio_range'])}."
     )
+
+
+def _resume_row(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["kind"],
+        row["peer"],
+        f"{row['early']:,} steps",
+        number(row["early_seconds"]),
+        f"{row['late']:,} steps",
+        number(row["late_seconds"]),
+        number(row["ratio"], "x"),
+        between(row["ratio_range"]),
+    ]
 
 
 def _last_line(row: Mapping[str, Any]) -> str:

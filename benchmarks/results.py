@@ -24,7 +24,7 @@ def merge(before: Mapping[str, Any], runs: Sequence[Run], machine: Mapping[str, 
     Returns:
         `machine`; `measured`, date and revision by workload; `ratios`, as `ratios.ratios` returns them, of all
         workloads but those of curves; `curves`, the medians of each peer at each value; `start`, if it was measured;
-        and all `runs`.
+        `resume`, as `resumes` returns it; and all `runs`.
     """
     same_machine = all(before.get("machine", {}).get(key) == machine[key] for key in ("cpu", "cores", "gpu"))
     new = {run["workload"] for run in runs}
@@ -33,13 +33,14 @@ def merge(before: Mapping[str, Any], runs: Sequence[Run], machine: Mapping[str, 
     measured = before.get("measured", {}) if same_machine else {}
     stamp = {"date": machine["date"], "revision": machine["revision"]}
     starts = [run for run in everything if run["workload"] == "start"]
-    training = [run for run in everything if run["workload"] != "start"]
+    training = [run for run in everything if run["workload"] not in ("start", "resume")]
     return {
         "machine": dict(machine),
         "measured": {**measured, **dict.fromkeys(sorted(new), stamp)},
         "ratios": ratios([run for run in training if not run.get("curve")]),
         "curves": curves([run for run in training if run.get("curve")]),
         "start": start(starts) if starts else None,
+        "resume": resumes([run for run in everything if run["workload"] == "resume"]),
         "runs": everything,
     }
 
@@ -66,6 +67,28 @@ def start(runs: Sequence[Run]) -> dict[str, Any]:
         "ratio": statistics.median(by_round) if by_round else None,
         "ratio_range": [min(by_round), max(by_round)] if by_round else None,
     }
+
+
+def resumes(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Compare each peer's resume late in a run with the one early in it; of the same round, medians over the rounds.
+
+    Args:
+        runs: Resumes, of runs on rows or on a stream (`kind`), after so many steps (`steps_done`).
+    """
+    rows = []
+    for kind, peer in dict.fromkeys((run["kind"], run["peer"]) for run in runs):
+        own = _of(runs, kind=kind, peer=peer)
+        early, *_, late = sorted({run["steps_done"] for run in own})
+        seconds = {(run["steps_done"], run["round"]): run["resume_seconds"] for run in own}
+        numbers = sorted({run["round"] for run in own})
+        by_round = [seconds[late, number] / seconds[early, number] for number in numbers]
+        rows.append(
+            {"kind": kind, "peer": peer, "early": early, "late": late}
+            | {"early_seconds": median(_of(own, steps_done=early), "resume_seconds")}
+            | {"late_seconds": median(_of(own, steps_done=late), "resume_seconds")}
+            | {"ratio": statistics.median(by_round), "ratio_range": [min(by_round), max(by_round)]}
+        )
+    return rows
 
 
 def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +16,10 @@ import yaml
 
 from lit_hf.checkpoints import STATE, Damaged, newest_valid, read_manifest, verify
 from lit_hf.errors import InputError, Problem
-from lit_hf.writing import write_atomically
+from lit_hf.writing import flush_one, write_atomically
+
+SECONDS_TO_LEAVE = 10.0
+"""How long the processes that prepare batches may take to notice that the run they belong to was killed."""
 
 
 class RunFolder:
@@ -78,6 +84,40 @@ class RunFolder:
                 )
             ) from error
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the run for this process: two at once would write over each other's checkpoints and metrics.
+
+        The system lets go of it when the process ends, however it does. Where it cannot be held (no such locks on the
+        folder's file system), nothing is done. Folders that are made for it go again if they stay empty.
+
+        Raises:
+            InputError: If another process has it.
+        """
+        handle = None
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with suppress(OSError):  # a folder that cannot be made is told by `create`, with all else that is wrong
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            if handle is not None and not _lock(handle):
+                what = f"another process is training the run {self.path}."
+                cure = "Wait for it or end it, or start another run: --name <name>."
+                raise InputError(Problem("name", what, cure))
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+
+    def flush_metrics(self) -> None:
+        """Have the disk hold what was logged so far: no checkpoint may be ahead of it."""
+        for path in (self.metrics, self.path):
+            if path.exists():
+                flush_one(path)
+
     def read_config(self) -> dict[str, Any]:
         """Return the config that the run was started with.
 
@@ -103,6 +143,26 @@ class RunFolder:
     def update_record(self, **fields: Any) -> None:
         """Add fields to `run.json`, or replace them; the file is replaced whole."""
         write_atomically(self._record, json.dumps({**self.read_record(), **fields}, indent=2, default=str) + "\n")
+
+
+def _lock(handle: int) -> bool:
+    """Lock what a handle is of until it is closed, and say whether nobody else has; true where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    until = time.monotonic() + SECONDS_TO_LEAVE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        except OSError:
+            return True
+        else:
+            return True
 
 
 def run_name(configs: Sequence[str | Path]) -> str:

@@ -75,6 +75,14 @@ class Greedy(Callback):
             torch.empty(2**60)
 
 
+class GreedyInValidation(Callback):
+    """Asks for more memory than there is, in a validation."""
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if not trainer.sanity_checking:
+            torch.empty(2**60)
+
+
 class KillWorkers(Callback):
     """Kills a process that prepares batches."""
 
@@ -196,6 +204,13 @@ def cut_checkpoint(folder: Path) -> None:
     state.write_bytes(state.read_bytes()[:-100])
 
 
+def flip_byte(folder: Path) -> None:
+    state = run(folder).checkpoint("last")
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+
+
 def parquet(folder: Path) -> None:
     pa.parquet.write_table(pa.table({"text": ["good"] * 99, "label": ["a", "b", "c"] * 33}), folder / "train.parquet")
     cut("train.parquet", 200)(folder)
@@ -300,6 +315,13 @@ SILENT = [
         files={
             "train.jsonl": [{"text": "good", "label": 1}, {"text": "bad", "label": None}, {"text": "poor", "label": 0}]
         },
+    ),
+    Fault(
+        14,
+        "a missing label in CSV",
+        ("train.csv:3: column 'label'",),
+        files={"train.csv": "text,label\ngood,1\nbad,\npoor,0\n"},
+        config=CSV,
     ),
     Fault(
         15,
@@ -469,6 +491,20 @@ CRYPTIC = [
     ),
     Fault(
         37,
+        "a byte of a checkpoint is another one",
+        ("step-00000004", "state.ckpt is not what was written: its SHA-256 differs", "Bring one back"),
+        resumes=True,
+        make=flip_byte,
+    ),
+    Fault(
+        37,
+        "a checkpoint without a manifest",
+        ("step-00000004", "it has no manifest.json: it was never finished", "Bring one back"),
+        resumes=True,
+        make=lambda folder: (run(folder).checkpoints / "step-00000004" / "manifest.json").unlink(),
+    ),
+    Fault(
+        37,
         "truncated safetensors",
         ("model.checkpoint: the weights in base/model.safetensors are damaged",),
         make=cut("base/model.safetensors", 3000),
@@ -501,6 +537,14 @@ CRYPTIC = [
         ("data.num_workers: a process that prepares batches", "The last checkpoint is"),
         3,
         config={**callback("KillWorkers"), "data.num_workers": 1},
+        resumes=True,
+    ),
+    Fault(
+        45,
+        "out of memory in a validation",
+        ("out of memory in validation batch 1 (input_ids 4 x ", "lower data.eval_batch_size", "The last checkpoint is"),
+        3,
+        config=callback("GreedyInValidation"),
         resumes=True,
     ),
     Fault(
@@ -548,4 +592,17 @@ CRYPTIC += [
         resumes=True,
     )
     for status, (code, said) in PUSHES.items()
+]
+
+CRYPTIC += [
+    Fault(
+        39,
+        f"the Hub answers {status} of data",
+        (
+            f"data.source.path: org/status-{status}: {STATUSES[status].replace('model', 'dataset')}",
+            f"(status {status})",
+        ),
+        config={"data.source": {"path": f"org/status-{status}"}},
+    )
+    for status in (401, 403, 503)
 ]

@@ -28,6 +28,8 @@ PHASES = {
     "step": ("training/module.py", "training/callbacks/", "data/batching.py", "data/order.py"),
     "save": ("checkpoints.py", "training/saving.py", "training/callbacks.checkpoints.py"),
     "export": ("export/",),
+    "data": ("data/",),
+    "log": ("training/tracking.py", "run.py"),
 }
 """Whose functions' calls are moments of a phase; those inside of a validation are moments of `validation`."""
 

@@ -66,10 +66,18 @@ def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
     try:
         return parser.instantiate_classes(config)
     except Exception as error:
-        cause = _unwrap(error)
-        if isinstance(cause, TypeError | ValueError):
-            raise InputError(Problem("", str(cause).strip())) from error
+        cause, place = _unwrap(error), _place(config, str(error))
+        # bitsandbytes' config looks a dtype up in torch by whatever name is given
+        if isinstance(cause, TypeError | ValueError) or (place and isinstance(cause, AttributeError)):
+            raise InputError(Problem(place, str(cause).strip())) from error
         raise cause from None
+
+
+def _place(config: Namespace, text: str) -> str:
+    """Return the key of the class that jsonargparse's words speak of; empty where they name none, or one of several."""
+    named = re.search(r"class_path[ =]'([\w.]+)'", text)
+    keys = [key for key, value in config.items() if key.endswith(".class_path") and named and value == named[1]]
+    return keys[0].removesuffix(".class_path") if len(keys) == 1 else ""
 
 
 def _unwrap(error: BaseException) -> BaseException:

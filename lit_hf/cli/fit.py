@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +46,38 @@ def run(arguments: Sequence[str]) -> None:
         Preempted: If the process was told to end.
     """
     cli = TrainerCLI([argument for argument in arguments if argument != FLAG])
+    with _may_be_told_to_end(cli.run), cli.run.held() if _is_first() else nullcontext():
+        _run(cli, inexact=FLAG in arguments)
+
+
+@contextmanager
+def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
+    """Have SIGTERM end what comes before and after the training as it ends that, which Lightning sees to by itself."""
+
+    def stop(*_: object) -> None:
+        if signal.getsignal(signal.SIGTERM) is stop:  # else it is one of those that Lightning's own handler calls
+            raise SIGTERMException
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if is_main else None
+    try:
+        yield
+    except SIGTERMException as error:
+        raise Preempted(Problem(str(run.path), "the process was told to end.", _kept(run))) from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _is_first() -> bool:
+    """Say whether this is the process that starts a run's others: those share it."""
+    nodes = (os.environ.get(name, "0") for name in ("NODE_RANK", "GROUP_RANK"))
+    return getattr(rank_zero_only, "rank", 0) == 0 and all(node == "0" for node in nodes)
+
+
+def _run(cli: TrainerCLI, inexact: bool) -> None:
     record = cli.run.read_record() if cli.run.exists() else {}
-    resumption = Resumption(cli.run.path.name, inexact=FLAG in arguments)
+    resumption = Resumption(cli.run.path.name, inexact)
     if record:
         if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
             resumption.compare_settings(cli.run.read_config(), cli.resolved)
@@ -97,13 +130,11 @@ def _newest(run: RunFolder) -> Path | None:
 def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException as error:
-        raise Preempted(Problem(str(cli.run.path), "the process was told to end.", _kept(cli.run))) from error
     except TrainingError as error:
         *others, last = error.problems
         raise TrainingError(*others, last._replace(cure=f"{last.cure} {_kept(cli.run)}".strip())) from error
     except SystemExit as error:  # what Lightning makes of Ctrl-C
-        if trainer.interrupted:
+        if trainer.interrupted and not isinstance(error, SIGTERMException):
             raise KeyboardInterrupt from error
         raise
     except Exception as error:

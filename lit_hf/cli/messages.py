@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 
@@ -20,6 +21,7 @@ CHATTY_LOGGERS = (
 
 NEEDLESS_WARNINGS = (
     r".*does not have many workers.*",
+    r"Total length of `list` across ranks is zero.*",  # ours says that there is no validation split
     r".*litlogger.*",
     r"The number of training batches .* is smaller than the logging interval.*",
     r"Checkpoint directory .* exists and is not empty.*",
@@ -101,6 +103,23 @@ def _rank() -> int:
     return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
 
 
+class _OneLineOfRetries(logging.Filter):
+    """Says once, in our words, that the Hub is asked again, where its client tells of each time in two lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_told = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if failed := re.search(r"^(?:HTTP Error (\d+)|.*) thrown while requesting ", text, re.DOTALL):
+            if not self._is_told:
+                why = f"answers with status {failed[1]}" if failed[1] else "cannot be reached"
+                logging.getLogger("lit_hf").warning("the Hub %s; it is asked again, for some seconds.", why)
+            self._is_told = True
+        return not (failed or re.match(r"Retrying in|Rate limited", text))
+
+
 def _quieten_libraries() -> None:
     quiet = {
         "TOKENIZERS_PARALLELISM": "true",  # or it warns of every loader worker
@@ -114,6 +133,8 @@ def _quieten_libraries() -> None:
         os.environ.setdefault(name, value)
     for name in CHATTY_LOGGERS:  # some of them have handlers of their own
         logging.getLogger(name).setLevel(logging.ERROR)
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    retries.filters = [_OneLineOfRetries()]
     for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
         warnings.simplefilter("ignore", category)
     for message in NEEDLESS_WARNINGS:

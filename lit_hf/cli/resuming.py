@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -48,6 +48,9 @@ HELD = {
 }
 """Settings of `trainer` that say what is learnt from, in which batches and arithmetic, and when it is validated."""
 
+PLACES = ("path", "train", "validation", "test")
+"""Settings of a source that say where rows lie: they may be other ones, if the rows are the same."""
+
 CURE = f"Change it back to resume that run exactly, start another one (--name <name>), or go on: {FLAG}."
 
 ORIGINS = {
@@ -69,14 +72,18 @@ class Resumption:
         self._name = name
         self._inexact = inexact
         self._differences: list[Problem] = []
+        self._moved: list[Problem] = []  # rows that are to be found elsewhere
 
     def compare_settings(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Compare the configs.
+        """Compare the configs; whether rows that lie elsewhere are the same, `compare_origins` will tell.
 
         Raises:
             InputError: If they differ in what may not change.
         """
-        self._meet(_changed(before, now, self._name))
+        changed = list(_changed(before, now, self._name))
+        places = {key for config in (before, now) for key in _places(config)}
+        self._moved = [problem for problem in changed if problem.where in places]
+        self._meet(problem for problem in changed if problem.where not in places)
 
     def compare_origins(self, before: Mapping[str, str], now: Mapping[str, str]) -> None:
         """Compare the fingerprints of the data, the tokenizer and the model that was started from.
@@ -84,7 +91,7 @@ class Resumption:
         Raises:
             InputError: If one differs.
         """
-        self._meet(_other_origins(before, now))
+        self._meet(_other_origins(before, now, self._moved))
 
     def compare_machines(self, processes: int, precision: str | None, trainer: Trainer) -> None:
         """Compare what the config may leave to the machine.
@@ -106,7 +113,7 @@ class Resumption:
         lines = [f"  {problem.where}: {problem.what}" for problem in self._differences]
         return "\n".join(["this resume is NOT exact: the run will not end as one that never stopped, as", *lines])
 
-    def _meet(self, differences: Iterator[Problem]) -> None:
+    def _meet(self, differences: Iterable[Problem]) -> None:
         found = list(differences)
         if not self._inexact:
             raise_problems(found)
@@ -126,15 +133,30 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> It
 
 
 def _is_held(key: str) -> bool:
-    return ".".join(key.split(".")[:2]) in HELD
+    return ".".join(key.split(".")[:2]).partition("[")[0] in HELD
 
 
-def _other_origins(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Problem]:
-    for name in before:
-        if name in now and before[name] != now[name]:
-            key, what = ORIGINS.get(name, (f"data.source.{name}", f"the rows of its {name} split"))
-            cure = CURE.replace("Change it back", "Bring it back")
-            yield Problem(key, f"{what} changed since the run was started.", cure)
+def _places(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys that say where rows lie which are all read, and so compared, before a run resumes."""
+    source = (config.get("data") or {}).get("source")
+    named = {f"data.source[{number}]": one for number, one in enumerate(source)} if isinstance(source, list) else {}
+    for key, one in (named or {"data.source": source or {}}).items():
+        if not one.get("streaming"):
+            yield from (f"{key}.{place}" for place in PLACES)
+
+
+def _other_origins(before: Mapping[str, str], now: Mapping[str, str], moved: Sequence[Problem]) -> Iterator[Problem]:
+    """Find what is not the same any more; of rows, by the setting that says where they lie, if that is another now."""
+    if not before:
+        yield from moved
+    changed = [name for name in {**before, **now} if before and before.get(name) != now.get(name)]
+    told: dict[Problem, None] = {}
+    for name in changed:
+        key, what = ORIGINS.get(name, (f"data.source.{name}", f"the rows of its {name} split"))
+        elsewhere = [] if name in ORIGINS else [one for one in moved if one.where.endswith((f".{name}", ".path"))]
+        cure = CURE.replace("Change it back", "Bring it back")
+        told |= dict.fromkeys(elsewhere or [Problem(key, f"{what} changed since the run was started.", cure)])
+    yield from told
 
 
 def _other_machine(processes: int, precision: str | None, trainer: Trainer) -> Iterator[Problem]:
@@ -150,5 +172,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
+        elif key == "source" and isinstance(value, list):
+            yield from _flat({f"{key}[{number}]": one for number, one in enumerate(value)}, prefix)
         else:
             yield f"{prefix}{key}", value

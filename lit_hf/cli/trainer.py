@@ -46,7 +46,7 @@ from lit_hf.export.package import check as export_problems
 from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapter_starts import start_batches
 from lit_hf.models.adapters import export_problems as lone_adapter_problems
-from lit_hf.models.quantization import environment_problems
+from lit_hf.models.quantization import environment_problems, merge_problems
 from lit_hf.models.sharding import adapter_problems as uncut_adapters
 from lit_hf.models.sharding import model_problems as uncut_models
 from lit_hf.run import RunFolder, check_name, run_name
@@ -224,6 +224,7 @@ class TrainerCLI(LightningCLI):
         if (quantized := base.quantized) is not None:
             yield from quantization_problems(trainer.precision)
             yield from environment_problems(quantized, base.quantization is None, device_type(trainer.accelerator))
+            yield from merge_problems(quantized) if self.config.merge else ()
 
     def _streaming_problems(self) -> Iterable[Problem]:
         has_reference = bool(self.task.reference_columns) and self.model.adapter is None

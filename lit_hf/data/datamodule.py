@@ -20,8 +20,9 @@ from lit_hf.data.order import BatchOrder
 from lit_hf.data.precomputed import Columns, with_columns
 from lit_hf.data.silence import bars_only_at_a_terminal
 from lit_hf.data.sources import Source, Split, load_splits
+from lit_hf.data.stream_mixing import load_mixed_streams
 from lit_hf.data.stream_sources import FeaturesAlone, load_streamed, streaming_problems
-from lit_hf.data.streaming import Stream, StreamLoader, Window
+from lit_hf.data.streaming import Places, StreamLoader, Window
 from lit_hf.data.tokenization import TokenizerSettings, load_tokenizer
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.task import Task
@@ -118,7 +119,7 @@ class LitDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.labels: list[str] | None = None
         self.longest_input: int | None = None
-        self.stream: Stream | None = None
+        self.stream: Places | None = None
         self.splits: dict[str, Split] = {}
         self.encoded: dict[str, Dataset] = {}
         self.lengths: dict[str, Lengths] = {}
@@ -185,6 +186,11 @@ class LitDataModule(LightningDataModule):
     def _load(self, names: Sequence[str]) -> dict[str, Split]:
         columns = [*self.task.input_columns, *self.task.target_columns]
         optional = self.task.optional_columns
+        if not isinstance(self.source, Source) and self._is_streamed:
+            loaded, self.stream = load_mixed_streams(
+                self.source, names, columns, optional, self.mixing, self.stopping, self.window_rows
+            )
+            return loaded
         if not isinstance(self.source, Source):
             return load_mixed(self.source, names, columns, optional, self.mixing, self.stopping)
         if self.source.streaming:
@@ -212,8 +218,13 @@ class LitDataModule(LightningDataModule):
         if self.num_workers is not None and self.num_workers < 0:
             yield Problem("data.num_workers", f"{self.num_workers} is no number of processes.", "Give 0 or more.")
         yield from batches.problems(self.task)
-        if isinstance(self.source, Source) and self.source.streaming:
+        if self._is_streamed:
             yield from streaming_problems(self.tokenizer_settings.train is not None, batches.packing, batches.tokens)
+
+    @property
+    def _is_streamed(self) -> bool:
+        sources = [self.source] if isinstance(self.source, Source) else self.source
+        return bool(sources) and all(source.streaming for source in sources)
 
     def _splits_to_load(self, stage: Stage) -> tuple[str, ...]:
         """Name the splits of a stage, and the training rows where tokenizer or labels come from them."""
@@ -278,7 +289,7 @@ class LitDataModule(LightningDataModule):
         settings = {"num_workers": self._workers, "accumulate": accumulate, "limit": limit}
         return self._loader(encoded, order, training=True, **settings)
 
-    def _stream_loader(self, stream: Stream) -> StreamLoader:
+    def _stream_loader(self, stream: Places) -> StreamLoader:
         if self.num_workers:
             logger.info("train: a stream is read and tokenized without workers; data.num_workers is not used")
         accumulate, limit = self._steps

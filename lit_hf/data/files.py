@@ -14,6 +14,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from lit_hf.data.compression import extension, is_compressed
+from lit_hf.data.fingerprints import fingerprint_of
 from lit_hf.data.reading import find_faults, find_ragged_rows, line_of
 from lit_hf.data.silence import no_log
 from lit_hf.errors import InputError, Problem, raise_problems
@@ -53,7 +54,7 @@ class Files:
     sample_by: SampleBy = "line"
 
     def read(self) -> Dataset:
-        """Read all rows.
+        """Read all rows; their fingerprint is that of what the files hold.
 
         Raises:
             InputError: If a file cannot be read; names the line where it can be told.
@@ -70,6 +71,8 @@ class Files:
             raise InputError(*self.faults(error)) from error
         if not len(rows):
             raise_problems(find_faults(self.paths, self.key))
+        reading = {name: value for name, value in arguments.items() if name != "data_files"}
+        rows._fingerprint = fingerprint_of(rows, self.paths, reading)
         return rows
 
     def stream(self) -> IterableDataset:

@@ -46,7 +46,7 @@ def load_mixed(
     Raises:
         InputError: If a source cannot be read, or a column is missing or of another kind than in the other sources.
     """
-    raise_problems(_check_sources(sources, mixing))
+    raise_problems(check_sources(sources, mixing))
     loaded = _load(sources, names)
     mixed: dict[str, Split] = {}
     problems: list[Problem] = []
@@ -54,7 +54,7 @@ def load_mixed(
         having = {index: splits[name] for index, splits in enumerate(loaded) if name in splits}
         try:
             parts = list(having.values())
-            _agree(parts, columns, optional)
+            agree(parts, columns, optional)
         except InputError as error:
             problems += error.problems
             continue
@@ -80,13 +80,14 @@ def _load(sources: Sequence[Source], names: Sequence[str]) -> list[dict[str, Spl
     return loaded
 
 
-def _check_sources(sources: Sequence[Source], mixing: Mixing) -> Iterator[Problem]:
+def check_sources(sources: Sequence[Source], mixing: Mixing) -> Iterator[Problem]:
+    """Find settings of sources that do not go together."""
     if not sources:
         yield Problem("data.source", "the list is empty.", "Name at least one source.")
     for index, source in enumerate(sources):
-        if source.streaming:
-            cure = "Give one source, or leave it out."
-            yield Problem(f"data.source[{index}].streaming", "rows of several sources are not streamed.", cure)
+        if not source.streaming and any(other.streaming for other in sources):
+            cure = "Stream all of the sources, or none."
+            yield Problem(f"data.source[{index}].streaming", "the rows of other sources are streamed.", cure)
         if mixing == "concatenate" and source.weight != 1:
             cure = "Set data.mixing: interleave, or leave the weight out."
             yield Problem(f"data.source[{index}].weight", "where sources are concatenated all rows count alike.", cure)
@@ -110,7 +111,7 @@ def _tell_shares(name: str, sources: Sequence[int], parts: Sequence[Split], mixe
     logger.info("%s: %s rows, %s", name, f"{len(mixed.rows):,}", shares)
 
 
-def _agree(parts: Sequence[Split], columns: Sequence[str], optional: Sequence[str]) -> None:
+def agree(parts: Sequence[Split], columns: Sequence[str], optional: Sequence[str]) -> None:
     """Give the parts the task's columns alone, each of the same feature in all of them.
 
     Raises:

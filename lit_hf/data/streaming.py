@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 
 from lit_hf.data.batching import BatchLoader, with_step_targets
@@ -48,38 +49,19 @@ class Window(NamedTuple):
     split: Split
 
 
-class Stream:
-    """The training rows of a source, in the order in which they are stored.
+class Places:
+    """The place that training is at in rows that are read window by window, and those that batches read ahead are of.
 
     Args:
-        rows: The rows.
-        origin: Says where a row came from, by its number in the stream.
-        key: The config key that names the source.
+        key: The config key that names the rows.
         window_rows: Rows of a window.
-        limit: Rows of the stream that are used; None uses all.
-        shape: Gives the rows of a window the columns that the task reads.
-        faults: Returns what is wrong with the source, given the error with which it failed to be read.
+        state: What is needed to start at the first row.
     """
 
-    def __init__(
-        self,
-        rows: IterableDataset,
-        origin: Callable[[int], str],
-        key: str,
-        window_rows: int,
-        limit: int | None = None,
-        shape: Callable[[Split], Dataset] = lambda split: split.rows,
-        faults: Callable[[BaseException], Sequence[Problem]] | None = None,
-    ) -> None:
+    def __init__(self, key: str, window_rows: int, state: dict[str, Any]) -> None:
         self.key = key
         self.window_rows = window_rows
-        self._rows = rows
-        self._features = rows.features
-        self._origin = origin
-        self._limit = limit
-        self._shape = shape
-        self._faults = faults
-        self._start = rows.state_dict()
+        self.first_state = state
         self._places: deque[Place] = deque(maxlen=1)
         self._resumed: Place | None = None
 
@@ -89,39 +71,11 @@ class Stream:
         Raises:
             InputError: If the rows cannot be read; names the place where it can be told.
         """
-        place = place or self.start(0)
-        self._rows.load_state_dict(place.state)
-        chunks = self._rows.iter(self.window_rows)
-        while self._limit is None or place.row < self._limit:
-            columns = self._next(chunks, place.row)
-            if columns is None:
-                return
-            rows = Dataset.from_dict(columns, features=self._features)
-            self._features = rows.features  # those of the first rows, where the files do not tell
-            if self._limit is not None and place.row + len(rows) > self._limit:
-                rows = rows.select(range(self._limit - place.row))
-            yield Window(place, self._split(rows, place.row))
-            place = place._replace(window=place.window + 1, row=place.row + len(rows), state=self._rows.state_dict())
-
-    def _next(self, chunks: Iterator[Any], row: int) -> dict[str, list[Any]] | None:
-        try:
-            with no_log():
-                return next(chunks, None)
-        except Exception as error:
-            what = f"the rows from number {row:,} on cannot be read: {message(error)}"
-            unknown = [Problem(self.key, what, "Mend them, or bring the source back.")]
-            raise InputError(*((self._faults(error) if self._faults else None) or unknown)) from error
-
-    def _split(self, rows: Dataset, first: int) -> Split:
-        split = Split(rows, lambda row: self._origin(first + row), self.key)
-        split.rows = self._shape(split)
-        return split
-
-    # the place that training is at
+        raise NotImplementedError
 
     def start(self, epoch: int) -> Place:
         """Return the place of a pass's first window."""
-        return Place(epoch, 0, 0, 0, self._start)
+        return Place(epoch, 0, 0, 0, self.first_state)
 
     def seek(self, epoch: int, batch: int) -> Place:
         """Return the last known place in a pass that is not behind a batch."""
@@ -146,6 +100,90 @@ class Stream:
         self._resumed = Place(**state)
 
 
+class Stream(Places):
+    """The training rows of a source, in the order in which they are stored.
+
+    Args:
+        rows: The rows.
+        origin: Says where a row came from, by its number in the stream.
+        key: The config key that names the source.
+        window_rows: Rows of a window.
+        limit: Rows of the stream that are used; None uses all.
+        shape: Gives the rows of a window the columns that the task reads.
+        faults: Returns what is wrong with the source, given the error with which it failed to be read.
+    """
+
+    def __init__(
+        self,
+        rows: IterableDataset,
+        origin: Callable[[int], str],
+        key: str,
+        window_rows: int,
+        limit: int | None = None,
+        shape: Callable[[Split], Dataset] = lambda split: split.rows,
+        faults: Callable[[BaseException], Sequence[Problem]] | None = None,
+    ) -> None:
+        super().__init__(key, window_rows, rows.state_dict())
+        self.limit = limit
+        self._rows = rows
+        self._features = rows.features
+        self._origin = origin
+        self._shape = shape
+        self._faults = faults
+
+    def windows(self, place: Place | None = None) -> Iterator[Window]:
+        """Yield the windows from a place on, as `Places` has it."""
+        place = place or self.start(0)
+        self._rows.load_state_dict(place.state)
+        chunks = self._rows.iter(self.window_rows)
+        while self.limit is None or place.row < self.limit:
+            columns = self._next(chunks, place.row)
+            if columns is None:
+                return
+            if self.limit is not None:
+                columns = {name: values[: self.limit - place.row] for name, values in columns.items()}
+            split = self.split(columns, np.arange(place.row, place.row + len(next(iter(columns.values())))))
+            yield Window(place, split)
+            row = place.row + len(split.rows)
+            place = place._replace(window=place.window + 1, row=row, state=self._rows.state_dict())
+
+    def rows_from(self, state: dict[str, Any], row: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield rows one by one, each with what is needed to go on behind it.
+
+        Args:
+            state: What is needed to start there.
+            row: The number of the first one in the stream.
+
+        Raises:
+            InputError: If they cannot be read.
+        """
+        self._rows.load_state_dict(state)
+        examples = iter(self._rows)
+        while self.limit is None or row < self.limit:
+            example = self._next(examples, row)
+            if example is None:
+                return
+            row += 1
+            yield example, self._rows.state_dict()
+
+    def split(self, columns: dict[str, list[Any]], numbers: np.ndarray) -> Split:
+        """Return rows of the stream as a split, given their columns and their numbers in the stream."""
+        rows = Dataset.from_dict(columns, features=self._features)
+        self._features = rows.features  # those of the first rows, where the files do not tell
+        split = Split(rows, self._origin, self.key, numbers)
+        split.rows = self._shape(split)
+        return split
+
+    def _next(self, rows: Iterator[Any], row: int) -> dict[str, Any] | None:
+        try:
+            with no_log():
+                return next(rows, None)
+        except Exception as error:
+            what = f"the rows from number {row:,} on cannot be read: {message(error)}"
+            unknown = [Problem(self.key, what, "Mend them, or bring the source back.")]
+            raise InputError(*((self._faults(error) if self._faults else None) or unknown)) from error
+
+
 class StreamLoader:
     """Yields the batches of one rank, window by window; nobody knows how many.
 
@@ -167,7 +205,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: Places,
         load: Callable[[Window], BatchLoader],
         accumulate: int = 1,
         limit: int | None = None,

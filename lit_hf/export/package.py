@@ -21,6 +21,7 @@ from lit_hf.export.model_card import Provenance, keep_edited_card, write_card
 from lit_hf.export.verify import answers, tolerance_for, verify
 from lit_hf.models.adapters import settle_ranks
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
+from lit_hf.models.quantization import merge_problems, stored_quantization
 from lit_hf.writing import flush
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def export(
         after = answers(written, task.tokenizer)
         if lost := loss_of_precision(model, expected, after):
             expected, merged = after, False  # what is written is compared with what was merged
+    if isinstance(written, PeftModel):
+        settle_ranks(written)
     temporary = _make_sibling(folder, _size(written))
     trusted = type(_plain(model)).__module__.startswith("transformers_modules")
     try:
@@ -101,7 +104,9 @@ def check(model: PreTrainedModel | PeftModel, merge: bool) -> list[Problem]:
     if merge and (adapter.is_prompt_learning or not _can_merge(model)):
         what = f"a {adapter.peft_type.value} adapter cannot be merged into its base model."
         return [Problem("merge", what, "Export the adapter alone: merge: false.")]
-    if not merge and not (adapter.base_model_name_or_path or _plain(model).name_or_path):
+    if merge:
+        return list(merge_problems(stored_quantization(_plain(model).config)))
+    if not (adapter.base_model_name_or_path or _plain(model).name_or_path):
         what = "the adapter's base model was made from a config, so nobody could load it again."
         return [Problem("model.adapter", what, "Export both as one model: merge: true.")]
     return []
@@ -155,7 +160,6 @@ def _replaceable(folder: Path) -> bool:
 
 def _write(model: PreTrainedModel, task: Task, folder: Path) -> None:
     if isinstance(model, PeftModel):
-        settle_ranks(model)
         model.save_pretrained(str(folder), save_embedding_layers=False)  # trained ones are part of the adapter
         plain = _plain(model)
         config = copy.deepcopy(plain.config)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,7 +47,8 @@ def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new
             raise InputError(Problem("model.adapter", f"{what}{', '.join(sorted(heads))}.", "Take another adapter."))
         adapter.modules_to_save = sorted({*(adapter.modules_to_save or ()), *heads})
     try:
-        return get_peft_model(model, adapter)
+        with own_rank_pattern(adapter):
+            return get_peft_model(model, adapter)
     except _REFUSALS as error:
         raise InputError(_refusal(adapter, error)) from error
 
@@ -53,6 +56,15 @@ def add_adapter(model: PreTrainedModel, adapter: Any, task_type: str | None, new
 def _refusal(adapter: PeftConfig, error: Exception) -> Problem:
     text = " ".join(str(error).split()) or type(error).__name__
     return Problem("model.adapter", f"{type(adapter).__name__} does not fit this model: {text.removesuffix('.')}.")
+
+
+@contextmanager
+def own_rank_pattern(adapter: PeftConfig) -> Iterator[None]:
+    """Keep PEFT from warning of AdaLoRA's ranks, which it takes for those of LoRA, by other names."""
+    with warnings.catch_warnings():
+        if hasattr(adapter, "total_step"):
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        yield
 
 
 def _takes_all_linear(model: PreTrainedModel, adapter: Any) -> bool:
@@ -80,7 +92,7 @@ def adapter_problems(adapter: PeftConfig, skeleton: nn.Module) -> Iterator[Probl
     yield from _setting_problems(adapter)
     names = {name: any(True for _ in module.parameters(recurse=False)) for name, module in skeleton.named_modules()}
     with_weights = [name for name, has_weights in names.items() if has_weights]
-    for key in ("target_modules", "modules_to_save"):
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
         wanted = getattr(adapter, key, None)
         if isinstance(wanted, str) and not adapter.is_adaption_prompt:
             if wanted != "all-linear" and not any(re.fullmatch(wanted, name) for name in names):
@@ -89,6 +101,33 @@ def adapter_problems(adapter: PeftConfig, skeleton: nn.Module) -> Iterator[Probl
         for entry in [wanted] if isinstance(wanted, str) else sorted(wanted or ()):
             if not any(name == entry or name.endswith(f".{entry}") for name in names):
                 yield _unmatched(key, entry, with_weights)
+    yield from _part_problems(adapter, skeleton, with_weights)
+
+
+def _part_problems(adapter: Any, skeleton: nn.Module, modules: Collection[str]) -> Iterator[Problem]:
+    """Find layers, parameters and patterns of ranks that the model has nothing for; PEFT overlooks them.
+
+    Args:
+        adapter: The adapter's config.
+        skeleton: The model, on the meta device.
+        modules: Names of the modules that have weights.
+    """
+    given = getattr(adapter, "layers_to_transform", None)
+    layers = sorted({int(part) for name in modules for part in name.split(".") if part.isdigit()})
+    if lost := sorted({given} - {*layers} if isinstance(given, int) else {*(given or ())} - {*layers}):
+        what = f"the model has no layer {', '.join(map(str, lost))}."
+        there = f"Its layers are {layers[0]} to {layers[-1]}." if layers else "It has no numbered layers."
+        yield Problem(f"{WHERE}.layers_to_transform", what, there)
+    parameters = [name for name, _ in skeleton.named_parameters()]
+    for entry in getattr(adapter, "target_parameters", None) or ():
+        if not any(name == entry or name.endswith(f".{entry}") for name in parameters):
+            what = f"{entry!r} matches no parameter of the model."
+            yield Problem(f"{WHERE}.target_parameters", what, closest(entry, parameters))
+    # AdaLoRA's rank_pattern is what came of its training
+    for key in () if hasattr(adapter, "total_step") else ("rank_pattern", "alpha_pattern"):
+        for entry in getattr(adapter, key, None) or ():
+            if not any(re.match(rf"(.*\.)?({entry})$", name) for name in modules):
+                yield _unmatched(key, entry, modules)
 
 
 def _unmatched(key: str, wanted: str, names: Collection[str]) -> Problem:
@@ -121,10 +160,21 @@ def _setting_problems(adapter: Any) -> Iterator[Problem]:
         what = "PEFT computes LoftQ on a GPU (CUDA or XPU) only, unless the base is quantized."
         cure = "Quantize the base (model.quantization), where LoftQ starts on any device; or leave it out."
         yield Problem(f"{WHERE}.init_lora_weights", what, cure)
-    target, start = getattr(adapter, "target_r", None), getattr(adapter, "init_r", None)
-    if target is not None and start is not None and target >= start:
-        what = f"{start} ranks cannot shrink to {target}."
-        yield Problem(f"{WHERE}.target_r", what, "Give less than init_r.")
+    if hasattr(adapter, "total_step"):
+        yield from _budget_problems(adapter)
+
+
+def _budget_problems(adapter: Any) -> Iterator[Problem]:
+    """Find settings of AdaLoRA by which its ranks cannot shrink, or not to what is asked for."""
+    if not 0 < adapter.target_r < adapter.init_r:
+        what = f"{adapter.init_r} ranks cannot shrink to {adapter.target_r}."
+        yield Problem(f"{WHERE}.target_r", what, "Give 1 or more, and less than init_r.")
+    for key, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
+        if (value := getattr(adapter, key)) < least:
+            yield Problem(f"{WHERE}.{key}", f"{value} is too few steps.", f"Give {least} or more.")
+    for key in ("beta1", "beta2"):
+        if not 0 < (value := getattr(adapter, key)) < 1:
+            yield Problem(f"{WHERE}.{key}", f"{value} is not between 0 and 1.", "Leave it out (0.85).")
 
 
 def reference_problems(adapter: PeftConfig) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lit_hf.errors import Problem, collect
 from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adaptation import Adaptation
-from lit_hf.models.freezing import freeze, freeze_problems
+from lit_hf.models.freezing import freeze, freeze_problems, rank_problems
 from lit_hf.models.loading import Base
 from lit_hf.models.loftq import start_from_loss
 from lit_hf.models.packed_attention import prompt_problems
@@ -93,7 +93,8 @@ class Assembly:
             return
         model = self.adaptation.skeleton(task, base)
         yield from self.adaptation.weight_problems(model)
-        yield from freeze_problems(model, self.frozen)
+        wrong = list(freeze_problems(model, self.frozen))
+        yield from wrong or rank_problems(self.adapter, model, self.frozen)
         yield from of_model(model)
 
     def skeleton(self, task: Task) -> PreTrainedModel | PeftModel:

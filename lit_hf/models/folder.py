@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -100,17 +99,17 @@ def load_model(
         auto_class: Name of the `transformers` Auto class.
         device: Where to put it.
         trust_remote_code: Run the model's own code, if it brings any.
-        offload: Spread a whole model over devices, memory and disk, instead of putting it on `device`.
+        offload: Spread the model over devices, memory and disk, instead of putting it on `device`.
 
     Raises:
         InputError: If a file is missing or damaged, or if weights of the model are not in the folder.
     """
-    raise_problems([*damaged_weights(folder), *(offload.problems(is_adapter(folder)) if offload else ())])
+    raise_problems([*damaged_weights(folder), *(offload.problems() if offload else ())])
     config = load_config(folder, trust_remote_code)
     is_placed = offload is not None or hasattr(config, "quantization_config")
     try:
         if is_adapter(folder):
-            model = _load_adapted(folder, auto_class, config, trust_remote_code, device)
+            model = _load_adapted(folder, auto_class, config, trust_remote_code, device, offload)
         else:
             placement = offload.arguments() if offload else {"device_map": {"": device}} if is_placed else {}
             model = _load_whole(folder, auto_class, config, trust_remote_code, placement)
@@ -152,17 +151,26 @@ def _load_whole(
 
 
 def _load_adapted(
-    folder: Path, auto_class: str, config: PretrainedConfig, trust_remote_code: bool, device: str | torch.device
+    folder: Path,
+    auto_class: str,
+    config: PretrainedConfig,
+    trust_remote_code: bool,
+    device: str | torch.device,
+    offload: Offload | None,
 ) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel
     from safetensors import safe_open
 
     from lit_hf.models.adapter_losses import leave_loss_alone
+    from lit_hf.models.adapters import own_rank_pattern
+    from lit_hf.models.offload import adapter_problems
     from lit_hf.models.vocabulary import grow, ungrow
 
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise OSError(f"there is no {ADAPTER_WEIGHTS} in it")
     peft_config = PeftConfig.from_pretrained(str(folder))
+    if offload is not None:
+        raise_problems(adapter_problems(peft_config, hasattr(config, "quantization_config")))
     base = str(peft_config.base_model_name_or_path)
     try:
         arguments = _quantized(base, peft_config.revision, config, trust_remote_code, device)
@@ -180,11 +188,10 @@ def _load_adapted(
         from lit_hf.models.quantization import prepare
 
         model = prepare(model)
-    with warnings.catch_warnings():  # AdaLoRA's ranks are not those of LoRA, with which PEFT compares them
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+    with own_rank_pattern(peft_config):
         adapted_model = PeftModel.from_pretrained(model, str(folder))
     leave_loss_alone(adapted_model)
-    return cast("PreTrainedModel", adapted_model)
+    return cast("PreTrainedModel", adapted_model if offload is None else offload.spread(adapted_model))
 
 
 def _quantized(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from peft import PeftConfig
 from torch import nn
 
 from lit_hf.errors import Problem
@@ -40,3 +41,19 @@ def freeze_problems(model: nn.Module, patterns: Sequence[str]) -> Iterator[Probl
         left -= found
     if trained and not left:
         yield Problem("model.freeze", "no parameter is left to train.", "Leave some out of the patterns.")
+
+
+def rank_problems(adapter: PeftConfig | None, model: nn.Module, patterns: Sequence[str]) -> Iterator[Problem]:
+    """Find frozen matrices of AdaLoRA, which shares out its ranks by the gradients of all of them.
+
+    Args:
+        adapter: The adapter's config.
+        model: The model with its adapter, on the meta device.
+        patterns: Regular expressions.
+    """
+    if not hasattr(adapter, "total_step"):
+        return
+    names = [name for name, _ in model.named_parameters() if "lora_" in name]
+    if lost := [name for name in names if any(re.search(pattern, name) for pattern in patterns)]:
+        what = f"ranks are shared out by the gradients of all matrices of the adapter, and {lost[0]} would have none."
+        yield Problem("model.freeze", what, "Leave these out of the patterns, or take peft.LoraConfig.")

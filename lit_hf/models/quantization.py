@@ -12,8 +12,9 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer, AutoQuantizationConfig
+from transformers.quantizers.base import HfQuantizer, get_keys_to_not_convert
+from transformers.utils.quantization_config import QuantizationMethod
 
 from lit_hf.errors import Problem
 from lit_hf.models.adapters import changes_base
@@ -25,11 +26,14 @@ WHERE = "model.quantization"
 SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
 """How quantization configs call the modules that they leave as they are."""
 
-UNFIT = (
-    *("ADAMSS", "DEFT", "DELORA", "FROD", "GLORA", "HRA", "LOHA"),
-    *("LOKR", "OSF", "PEANUT", "PSOFT", "SUPERTUNING", "TINYLORA"),
+UNFIT_ON_8_BITS = (
+    *("ADAMSS", "DELORA", "FROD", "GLORA", "HRA", "OSF"),
+    *("PEANUT", "PSOFT", "SUPERTUNING", "TINYLORA"),
 )
-"""PEFT's tuners that compute on the weights as they lie, which bitsandbytes packs."""
+UNFIT_ON_4_BITS = (*UNFIT_ON_8_BITS, "DEFT", "LOHA", "LOKR")
+UNFIT_ON_TORCHAO = (*UNFIT_ON_8_BITS, "DEFT", "HIRA")
+"""PEFT's tuners that compute on the weights as they lie: packed in 4 bits, scaled in 8. `tests/models/test_tuners.py`
+tries all tuners on all three."""
 
 
 def stored_quantization(config: PreTrainedConfig) -> QuantizationConfigMixin | None:
@@ -48,9 +52,12 @@ def name_of(quantization: QuantizationConfigMixin) -> str:
     if isinstance(quantization, BitsAndBytesConfig):
         bits = f"4-bit {quantization.bnb_4bit_quant_type}" if quantization.load_in_4bit else "8-bit"
         return f"bitsandbytes {bits}"
-    method = quantization.quant_method
     kind = getattr(quantization, "quant_type", None)
-    return f"{getattr(method, 'value', method)}{f' {type(kind).__name__}' if kind is not None else ''}"
+    return f"{_method(quantization)}{f' {type(kind).__name__}' if kind is not None else ''}"
+
+
+def _method(quantization: QuantizationConfigMixin) -> str:
+    return str(getattr(quantization.quant_method, "value", quantization.quant_method))
 
 
 def quantization_problems(
@@ -83,8 +90,8 @@ def quantization_problems(
         cure = "Train an adapter on them (model.adapter; see configs/methods/qlora.yaml)"
         cure += "." if given is None else ", or leave model.quantization out."
         yield Problem("model.adapter", "quantized weights do not train themselves, and there is no adapter.", cure)
-    elif isinstance(given or stored, BitsAndBytesConfig) and getattr(adapter.peft_type, "value", None) in UNFIT:
-        what = f"{type(adapter).__name__} computes on the weights as they lie, and bitsandbytes packs them."
+    elif (quantization := given or stored) and getattr(adapter.peft_type, "value", None) in _unfit(quantization):
+        what = f"{type(adapter).__name__} computes on the weights as they lie, which are {name_of(quantization)}."
         yield Problem("model.adapter", what, "Take LoRA, DoRA, AdaLoRA, IA3, OFT, VeRA or a prompt.")
     elif start := changes_base(adapter):
         what = f"{start!r} changes the base model's weights, which are quantized."
@@ -93,6 +100,13 @@ def quantization_problems(
         what = "an adapter that is merged into quantized weights is rounded to few bits with them, and mostly lost."
         cure = "Merge it in a run without model.quantization (merge: true), and take its export as model.checkpoint."
         yield Problem("model.merge_adapters", what, cure)
+
+
+def _unfit(quantization: QuantizationConfigMixin) -> Sequence[str]:
+    """Return PEFT's names of the tuners that do not train on such weights, as far as that was tried."""
+    if isinstance(quantization, BitsAndBytesConfig):
+        return UNFIT_ON_4_BITS if quantization.load_in_4bit else UNFIT_ON_8_BITS
+    return UNFIT_ON_TORCHAO if _method(quantization) == QuantizationMethod.TORCHAO.value else ()
 
 
 def environment_problems(quantization: QuantizationConfigMixin, is_stored: bool, device: str) -> Iterator[Problem]:
@@ -121,9 +135,30 @@ def environment_problems(quantization: QuantizationConfigMixin, is_stored: bool,
         cure = "Install what it needs, or take another one." if missing else "Take another device or method."
         yield Problem(WHERE, f"{name_of(quantization)} does not work on this machine: {text}", cure)
         return
-    if not quantizer.is_trainable:
-        what = f"transformers cannot train adapters on {name_of(quantization)} weights."
-        yield Problem(WHERE, what, "Take bitsandbytes (transformers.BitsAndBytesConfig), or 8 bits of torchao.")
+    if not quantizer.is_trainable or "Activation" in type(getattr(quantization, "quant_type", None)).__name__:
+        # torchao has no gradient of rounded activations, although transformers takes those of 8 bits for trainable
+        what = f"adapters cannot be trained on {name_of(quantization)} weights."
+        yield Problem(WHERE, what, "Take transformers.BitsAndBytesConfig, or torchao's Int8WeightOnlyConfig.")
+
+
+def merge_problems(quantization: QuantizationConfigMixin | None) -> Iterator[Problem]:
+    """Find weights without a way back to plain ones, into which an adapter could be merged.
+
+    There is one where transformers' quantizer has it, and in torchao's tensors, which need no quantizer for it.
+
+    Args:
+        quantization: How the base model's weights are quantized; None for not at all.
+    """
+    if quantization is None or (method := _method(quantization)) == QuantizationMethod.TORCHAO.value:
+        return
+    kinds: list[Any] = [
+        kind for key, kind in AUTO_QUANTIZER_MAPPING.items() if key == method or key.startswith(f"{method}_")
+    ]
+    if not kinds or any(kind._dequantize is HfQuantizer._dequantize for kind in kinds):
+        what = (
+            f"{name_of(quantization)} weights cannot be turned back into plain ones, which an adapter is merged into."
+        )
+        yield Problem("merge", what, "Export the adapter alone: merge: false.")
 
 
 def spare(
@@ -158,6 +193,17 @@ def is_quantized(module: nn.Module) -> bool:
     return any(kind.__module__.startswith(("bitsandbytes.", "torchao.")) for kind in kinds) or hasattr(
         module, "qweight"
     )
+
+
+def quantized_parameters(model: nn.Module) -> list[str]:
+    """Return the names of a model's quantized weights, and of what else is frozen in the same modules."""
+    return [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if is_quantized(module)
+        for own, parameter in module.named_parameters(recurse=False)
+        if not parameter.requires_grad  # what an adapter has of its own beside the weights trains
+    ]
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
@@ -206,7 +252,14 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pr
         if is_quantized(module):
             model.set_submodule(name, _plain(module, dtype))
     cast(Any, model).hf_quantizer.remove_quantization_config(unmark(model))
+    # of a checkpoint that was quantized already: what has read it has no way back for `save_pretrained`
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    cast(Any, model)._weight_conversions = [one for one in conversions if not _reads_quantized(one)]
     return model.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
+
+
+def _reads_quantized(conversion: Any) -> bool:
+    return any(getattr(operation, "hf_quantizer", None) for operation in getattr(conversion, "operations", ()))
 
 
 def unmark(model: PreTrainedModel) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lit_hf.models.layers import layer_stacks
 from lit_hf.models.switches import Switches
@@ -42,7 +42,7 @@ class Setting:
 
     precision: str = "32-true"
     switches: Switches = field(default_factory=Switches)
-    quantization: BitsAndBytesConfig | None = None
+    quantization: QuantizationConfigMixin | None = None
     in_full: tuple[str, ...] = ()
     on_gpu: bool = False
 

@@ -42,6 +42,7 @@ def as_json(planner: Planner, plan: Plan) -> str:
         },
         "time": {**asdict(plan.time), "total": plan.time.total},
         "advice": advice(planner, plan),
+        "notes": notes(planner),
     }
     return json.dumps(values, indent=2)
 
@@ -70,6 +71,13 @@ def _how(change: Change) -> str:
 
 def _listed(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def notes(planner: Planner) -> list[str]:
+    """Return what the plan leaves out."""
+    if not planner.case.setting.switches.compile:
+        return []
+    return ["what torch.compile saves, of memory and of time, is not known before: planned is without it"]
 
 
 def show(planner: Planner, plan: Plan) -> None:
@@ -104,12 +112,12 @@ def _head(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{_count(total)} ({kinds}); {train}"
     kept = [setting.precision]
     if setting.quantization is not None:
-        kept.append("4 bits" if setting.quantization.load_in_4bit else "8 bits")
+        kept.append("4 bits" if getattr(setting.quantization, "load_in_4bit", False) else "8 bits")
     kept += ["gradient checkpointing"] if setting.switches.gradient_checkpointing else []
     kept += [name for name in planner.strategies[:1] if name != ALONE]
     yield "training", ", ".join(kept)
-    if setting.switches.compile:
-        yield "", "what torch.compile saves, of memory and of time, is not known before: planned is without it"
+    for note in notes(planner):
+        yield "", note
 
 
 def _data(planner: Planner, plan: Plan) -> Iterator[tuple[str, str]]:

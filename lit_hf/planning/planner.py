@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
 
 from lit_hf.errors import InputError, Problem
+from lit_hf.models.quantization import name_of
 from lit_hf.planning import layouts
 from lit_hf.planning.layouts import ALONE, DDP, FSDP2, TENSOR_PARALLEL, Layout
 from lit_hf.planning.machine import Machine, compute_dtype
 from lit_hf.planning.memory import PRECISIONS, Setting, step_memory
 from lit_hf.planning.planned_run import PlannedRun
+from lit_hf.planning.quantized_shapes import has_shapes
 from lit_hf.planning.rehearsal import Peaks
 from lit_hf.planning.workload import Workload
 from lit_hf.training.module import LitModule
@@ -73,9 +74,9 @@ class Planner:
 
     def _setting(self, module: LitModule) -> Setting:
         quantization, precision = module.base.quantized, self.machine.precision
-        if quantization is not None and not isinstance(quantization, BitsAndBytesConfig):
-            what = f"only bitsandbytes is planned for, not {type(quantization).__name__}."
-            cure = "Plan with transformers.BitsAndBytesConfig of as many bits instead, which needs about as much."
+        if quantization is not None and not has_shapes(quantization):
+            what = f"{name_of(quantization)} is not planned for."
+            cure = "Plan with transformers.BitsAndBytesConfig, or TorchAoConfig with Int8WeightOnlyConfig."
             raise InputError(Problem("model.quantization", what, cure))
         if precision not in PRECISIONS:
             what = f"{precision!r} is not planned for."

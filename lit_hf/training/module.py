@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch.nn import ModuleDict
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -22,6 +23,7 @@ from lit_hf.models.adaptation import Adaptation
 from lit_hf.models.adapter_losses import regularization
 from lit_hf.models.assembly import Assembly
 from lit_hf.models.loading import Base
+from lit_hf.models.quantization import quantized_parameters
 from lit_hf.models.stored import misfit
 from lit_hf.models.switches import Switches
 from lit_hf.task import Batch, Sizes, Task
@@ -133,6 +135,9 @@ class LitModule(LightningModule):
         """Build the model, once; Lightning calls this after the data is set up and before each stage."""
         if self.model is None:
             self.model, self.stored = self.parts.build(self.task, self._sample)
+            # all ranks load the same; torchao's weights cannot be sent
+            packed = [f"model.{name}" for name in quantized_parameters(self.model)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, packed)
 
     def _sample(self, model: PreTrainedModel) -> Sequence[Batch]:
         draw, adapter = cast(Draw, self.draw_batches), cast(PeftConfig, self.adapter)
@@ -140,7 +145,8 @@ class LitModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what moves an adapter's ranks between layers, where it does."""
-        return [RankBudget()] if moves_ranks(self.adapter) else []
+        adapter = self.adapter
+        return [RankBudget(adapter)] if adapter is not None and moves_ranks(adapter) else []
 
     def setup(self, stage: str) -> None:
         """Make the metrics of the stage's splits."""

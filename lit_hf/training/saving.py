@@ -38,6 +38,11 @@ class Writer:
         """Whether something went wrong that was not raised yet."""
         return self._error is not None and not self._is_raised
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something that was submitted is not done yet."""
+        return self._last is not None and not self._last.done()
+
     def submit(self, work: Callable[[], object]) -> None:
         """Do this after what was submitted before, unless that goes wrong."""
         self._start(lambda: work() if self._error is None else None)

@@ -11,7 +11,7 @@ import secrets
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_hf.errors import InputError, Problem
 from lit_hf.run import RunFolder
+from lit_hf.training.wandb_files import STEP, logged_steps
 from lit_hf.writing import write_atomically
 
 _log = logging.getLogger("lit_hf")
@@ -87,11 +88,13 @@ class MetricsFile(Logger):
         else:
             self._write_last()
 
-    @property
-    def last_step(self) -> int | None:
-        """The last step that has a row; None where there is none."""
-        rows = self._read()
-        return int(rows[-1]["step"]) if rows else None
+    def rows(self, steps: int) -> list[tuple[int, dict[str, float]]]:
+        """Return what was logged in the first `steps` optimizer steps: each with its step."""
+        return [
+            (int(row["step"]), {name: _number(value) for name, value in row.items() if value and name != "step"})
+            for row in self._read()
+            if int(row["step"]) < steps
+        ]
 
     @rank_zero_only
     def truncate(self, steps: int) -> None:
@@ -128,6 +131,10 @@ class MetricsFile(Logger):
         return buffer.getvalue()
 
 
+def _number(text: str) -> float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
 def _exact(value: float) -> str:
     return repr(int(value)) if isinstance(value, int) else repr(float(value))
 
@@ -149,14 +156,14 @@ def trackers(name: str, run: RunFolder, config: Mapping[str, Any], steps_done: i
     if name == "tensorboard":
         loggers.append(_tensorboard(run, config, steps_done))
     elif name == "wandb":
-        loggers.append(_wandb(run, config, metrics.last_step))
+        loggers.append(_wandb(run, config, metrics.rows(steps_done)))
     return loggers
 
 
 def _tensorboard(run: RunFolder, config: Mapping[str, Any], steps_done: int) -> TensorBoardLogger:
-    purged = steps_done or None  # TensorBoard drops what an earlier start logged from that step on
     try:
-        logger = TensorBoardLogger(save_dir=run.path, name="", version="tensorboard", purge_step=purged)
+        # TensorBoard drops what an earlier start logged from that step on
+        logger = TensorBoardLogger(save_dir=run.path, name="", version="tensorboard", purge_step=steps_done)
     except ModuleNotFoundError as error:
         raise InputError(
             Problem("tracker", "the package tensorboard is not installed.", "Install it: pip install tensorboard.")
@@ -166,26 +173,55 @@ def _tensorboard(run: RunFolder, config: Mapping[str, Any], steps_done: int) -> 
 
 
 class _OnceWandb(WandbLogger):
-    """Logs to W&B, where nothing can be taken back, no step twice: done again, it has the same values.
+    """Logs to W&B, where nothing can be taken back, each step once: whole, when the next one comes.
 
-    The last step that was logged may have been cut short, so it is logged again.
+    Steps that W&B has already are not logged again: done again, they have the same values.
     """
 
-    logged_to: int | None = None
+    logged_to: int = -1
+    _row: tuple[int, dict[str, float]] | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if step is None or self.logged_to is None or step >= self.logged_to:
-            super().log_metrics(metrics, step)
+        if step is None:
+            super().log_metrics(metrics)
+        elif self._row is not None and self._row[0] == step:
+            self._row[1].update(metrics)
+        else:
+            self._send()
+            self._row = step, dict(metrics)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._send()
+        super().finalize(status)
+
+    def _send(self) -> None:
+        if self._row is not None and self._row[0] > self.logged_to:
+            self.logged_to, metrics = self._row
+            super().log_metrics(metrics, self.logged_to)
+        self._row = None
 
 
-def _wandb(run: RunFolder, config: Mapping[str, Any], logged_to: int | None) -> WandbLogger:
+def _wandb(run: RunFolder, config: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, float]]]) -> WandbLogger:
+    """Start the tracker, and let it catch up on the rows before the step that the run goes on from."""
     # read when wandb is imported: nothing about a crash goes to its makers
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     project = os.environ.get("WANDB_PROJECT", "lit-hf")
     logger = _OnceWandb(project=project, save_dir=run.path, experiment=_start_wandb(run, config, project))
-    logger.logged_to = logged_to
+    last = _last_on_wandb(run, logger)
+    logger.logged_to = -1 if last is None else last
+    for step, metrics in rows:
+        logger.log_metrics(metrics, step)
     return logger
+
+
+@rank_zero_only
+def _last_on_wandb(run: RunFolder, logger: WandbLogger) -> int:
+    """Return the last step that W&B has: by its server if that answers, and by its files on this machine; else -1."""
+    told = logger.experiment.summary.get(STEP)
+    on_server = int(told) if isinstance(told, int | float) else -1
+    return max([on_server, *logged_steps(run.path, str(run.read_record()["wandb_id"]))])
 
 
 @rank_zero_only
@@ -219,8 +255,8 @@ def _start_wandb(run: RunFolder, config: Mapping[str, Any], project: str) -> Any
             experiment = start("offline")
     else:
         experiment = start(mode)
-    experiment.define_metric("trainer/global_step")
-    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    experiment.define_metric(STEP)
+    experiment.define_metric("*", step_metric=STEP, step_sync=True)
     return experiment
 
 

@@ -74,6 +74,25 @@ def test_a_start_s_ratio_is_more_than_one_where_lit_hf_is_slower() -> None:
     assert (start["ratio"], start["ratio_range"]) == (1.15, [1.1, 1.2])
 
 
+def test_a_resume_is_compared_with_the_one_early_in_the_same_run() -> None:
+    seconds = {10: [8.0, 10.0, 9.0], 100_000: [8.8, 10.0, 13.5]}
+    runs = [
+        {"workload": "resume", "peer": "lit_hf", "kind": "stream", "steps_done": steps, "round": number}
+        | {"resume_seconds": value, "error": None}
+        for steps, values in seconds.items()
+        for number, value in enumerate(values)
+    ]
+
+    collected = results.merge({}, [*runs, run("chat", "lit_hf", 5.0)], MACHINE)
+
+    (row,) = collected["resume"]
+    assert (row["early_seconds"], row["late_seconds"]) == (9.0, 10.0)
+    assert (round(row["ratio"], 6), [round(value, 6) for value in row["ratio_range"]]) == (1.1, [1.0, 1.5])
+    text = report.markdown(collected, plot=None)
+    assert "| stream | lit_hf | 10 steps | 9.00 | 100,000 steps | 10.00 | 1.10x | [1.00, 1.50] |" in text
+    assert "| chat | lit_hf |" in text
+
+
 def test_results_are_json_and_come_back(tmp_path: Path) -> None:
     path = tmp_path / "results" / "cpu.json"
     collected = results.merge({}, [run("chat", "lit_hf", 5.0), run("chat", "trl", None)], MACHINE)

@@ -7,13 +7,16 @@ def adapter(**settings):
     return Namespace(class_path="peft.LoraConfig", init_args=Namespace(**settings))
 
 
-def test_steps_that_are_left_out_are_the_trainer_s():
+def test_steps_are_the_trainer_s(caplog):
+    caplog.set_level("INFO")
     given = adapter(total_step=None, init_r=4)
     complete(given)
     assert given.init_args == Namespace(total_step=UNKNOWN_STEPS, init_r=4)
+    assert caplog.messages == []
     given = adapter(total_step=100)
     complete(given)
-    assert given.init_args.total_step == 100
+    assert given.init_args.total_step == UNKNOWN_STEPS
+    assert caplog.messages == ["model.adapter.init_args.total_step: 100 is not used; it follows the run's steps"]
 
 
 def test_settings_of_loftq_stay_only_beside_loftq():

@@ -230,7 +230,7 @@ def test_what_a_class_raises_is_told_without_what_jsonargparse_wraps_it_in(parse
         instantiate(parser, parse(parser, ["--task", "raising_tasks.Refusing"]))
     with pytest.raises(RuntimeError, match=r"^no disk$"):
         instantiate(parser, parse(parser, ["--task", "raising_tasks.Failing"]))
-    with pytest.raises(InputError, match=r"^low is too low$"):
+    with pytest.raises(InputError, match=r"^task: low is too low$"):
         instantiate(parser, parse(parser, ["--task", "raising_tasks.Wrong"]))
 
 

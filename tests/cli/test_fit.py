@@ -1,8 +1,11 @@
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ import yaml
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
+import lit_hf.run
 from lit_hf.checkpoints import found
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
+from lit_hf.tasks import TextClassification
 
 WORDS = {"good": ["great", "good", "fine", "very good"], "bad": ["bad", "poor", "dull", "very bad"]}
 
@@ -337,3 +342,48 @@ def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, sent, cod
     assert "Traceback" not in told
     assert RunFolder("runs/tiny").read_record()["state"] == "preempted"
     assert fit("--trainer.max_epochs", "1") == 0  # as far as it got is enough
+
+
+def rows_and_an_end() -> Iterator[dict]:
+    """Tell the process to end while it reads its data."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield {"text": "good", "label": "good"}
+
+
+class EndsInExport(TextClassification):
+    """Tells the process to end while it exports, once."""
+
+    def export_files(self, folder):
+        if not Path("told").exists():
+            Path("told").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().export_files(folder)
+
+
+def test_a_process_that_is_told_to_end_before_it_trains_leaves_nothing(folder, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    (folder / "own.yaml").write_text(yaml.safe_dump({"data": {"source": {"generator": f"{__name__}.rows_and_an_end"}}}))
+    assert fit("--data.source.train", "null", "-c", "own.yaml", "--name", "tiny") == 75
+    told = capsys.readouterr().err
+    assert "runs/tiny: the process was told to end." in told and "No checkpoint had been saved yet." in told
+    assert not (folder / "runs").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_export_that_is_told_to_end_is_caught_up_on(folder, capsys):
+    (folder / "own.yaml").write_text(yaml.safe_dump({"task": {"class_path": f"{__name__}.EndsInExport"}}))
+    options = ["-c", "own.yaml", "--name", "tiny", "--trainer.max_epochs", "1"]
+    assert fit(*options) == 75
+    told = capsys.readouterr().err
+    assert "the process was told to end.\n    The last checkpoint is runs/tiny/checkpoints/step-" in told
+    assert not (folder / "runs" / "tiny" / "export" / "model.safetensors").exists()
+    assert fit(*options) == 0
+    assert (folder / "runs" / "tiny" / "export" / "model.safetensors").is_file()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(folder, monkeypatch, capsys):
+    monkeypatch.setattr(lit_hf.run, "SECONDS_TO_LEAVE", 0.0)
+    with RunFolder("runs/tiny").held():
+        assert fit() == 2
+    assert "error: name: another process is training the run runs/tiny." in capsys.readouterr().err
+    assert not (folder / "runs").exists()

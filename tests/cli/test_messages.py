@@ -5,6 +5,7 @@ import sys
 import warnings
 
 import pytest
+from huggingface_hub.utils import HfHubHTTPError, hf_raise_for_status, http_backoff
 
 from lit_hf.cli import messages
 
@@ -88,3 +89,12 @@ def test_lightning_adds_no_handler_beside_ours():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert (done.stdout, done.stderr) == ("", "warning: careful\n")
+
+
+def test_the_hub_s_client_tells_in_one_line_that_it_asks_again(capsys, hub):
+    messages.install()
+    hub.fail("org/model", 503)
+    with pytest.raises(HfHubHTTPError):
+        hf_raise_for_status(http_backoff("GET", f"{hub.url}/api/models/org/model", max_retries=3))
+    assert len(hub.requests) == 4
+    assert capsys.readouterr().err == "warning: the Hub answers with status 503; it is asked again, for some seconds.\n"

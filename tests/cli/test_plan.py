@@ -98,6 +98,15 @@ def test_devices_share_the_work(in_folder, capsys):
     assert values["time"]["sending"] == pytest.approx(2 * 3 / 4 * gradients / 50e9)
 
 
+def test_what_compilation_saves_is_said_to_be_left_out(in_folder, capsys):
+    config = write(in_folder, TINY)
+    assert plan(capsys, config, "--no-changes")["notes"] == []
+    (note,) = plan(capsys, config, "--no-changes", "--model.compile", "true")["notes"]
+    assert "planned is without it" in note
+    assert main(["plan", "-c", config, "--no-changes", "--model.compile", "true"]) == 0
+    assert note in capsys.readouterr().out
+
+
 def test_the_strategy_of_the_config_comes_first(in_folder, capsys):
     config = write(in_folder, TINY, strategy="fsdp2")
     values = plan(capsys, config, "--no-changes", "--gpu", "t4", "--devices", "4")

@@ -168,6 +168,43 @@ def test_what_is_not_in_the_config_is_compared_as_well_and_may_be_overruled(fold
     assert "NOT exact" not in capsys.readouterr().err
 
 
+def move_rows(folder):
+    """Copy the rows to other names, in another folder."""
+    (folder / "elsewhere").mkdir()
+    for split in ("train", "validation"):
+        shutil.copy(f"{split}.jsonl", folder / "elsewhere" / f"{split}-rows.jsonl")
+    return [
+        word
+        for split in ("train", "validation")
+        for word in (f"--data.source.{split}", str(folder / "elsewhere" / f"{split}-rows.jsonl"))
+    ]
+
+
+def test_rows_that_lie_elsewhere_are_the_same_rows(folder, capsys):
+    elsewhere = move_rows(folder)
+    assert resume(folder, *elsewhere) == 0
+    told = capsys.readouterr().err
+    assert "from step 12" in told and "NOT exact" not in told
+    assert "train: 48 rows reused from the cache" in told
+    assert run_in(folder).read_record()["steps"] == 18
+    assert run_in(folder).read_config()["data"]["source"]["train"] == elsewhere[1]
+
+
+def test_other_rows_that_lie_elsewhere_are_refused_by_where_they_lie(folder, capsys):
+    elsewhere = move_rows(folder)
+    replace_in(elsewhere[1], "great", "poor")
+    assert resume(folder, *elsewhere) == 2
+    told = capsys.readouterr().err
+    assert "error: data.source.train: the run 'tiny' was started with 'train.jsonl', now it is '" in told
+    assert "data.source.validation" not in told and FLAG in told
+
+
+def test_a_split_that_is_gone_is_another_one(folder, capsys):
+    assert resume(folder, "--data.source.validation", "null") == 2  # a tenth of the training rows is held out now
+    told = capsys.readouterr().err
+    assert "data.source.validation: the run 'tiny' was started with 'validation.jsonl', now it is None." in told
+
+
 def test_it_goes_on_when_told_to_with_one_warning_of_all_that_differs(folder, capsys):
     other_rows(folder)
     options = ["--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2", "--seed_everything", "7"]

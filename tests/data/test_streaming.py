@@ -293,11 +293,13 @@ def test_what_cannot_be_done_with_a_stream_is_refused(
     assert told in str(caught.value)
 
 
-def test_a_stream_is_of_one_source(make: Callable[..., LitDataModule], shards: str, tiny_text_model: Path) -> None:
+def test_streams_are_mixed_with_streams_only(
+    make: Callable[..., LitDataModule], shards: str, tiny_text_model: Path
+) -> None:
     sources = [Source(train=shards, streaming=True), Source(train=shards)]
     task = TextClassification("text", "label", labels=["bad", "good"])
 
-    with pytest.raises(InputError, match=r"data\.source\[0\]\.streaming: rows of several sources are not streamed"):
+    with pytest.raises(InputError, match=r"data\.source\[1\]\.streaming: the rows of other sources are streamed"):
         LitDataModule(task, sources, checkpoint=str(tiny_text_model)).prepare("fit")
 
 

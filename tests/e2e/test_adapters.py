@@ -148,7 +148,32 @@ def test_adalora_without_room_for_its_schedule_is_told(fit, capsys):
     adapter = {"class_path": "peft.AdaLoraConfig", "init_args": {"init_r": 4, "target_r": 2, "tinit": 20}}
     code, _ = fit("ada", adapter=adapter)
     assert code == 2
-    assert "model.adapter.init_args.tinit: 20 steps before ranks move and 0 after" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "model.adapter.init_args.tinit: 20 steps before ranks move and 0 after leave none of the run's 16." in told
+    assert "Loading weights" not in told and "model: " not in told
+
+
+def test_adalora_gets_to_its_target_in_a_run_that_is_made_longer_or_shorter(fit, tmp_path, capsys):
+    settings = {"init_r": 4, "target_r": 2, "tfinal": 3, "deltaT": 100, "target_modules": ["query", "value"]}
+    adapter = {"class_path": "peft.AdaLoraConfig", "init_args": settings}
+    stop = {"class_path": "tests.cli.test_fit.StopAfter", "init_args": {"steps": 10}}
+    (tmp_path / "stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stop]}}))
+
+    assert fit("longer", "--trainer.max_steps", "8", adapter=adapter)[0] == 0
+    code, longer = fit(
+        "longer", "--trainer.max_steps", "12", adapter=adapter
+    )  # its first step is that of the last move
+    assert code == 0, capsys.readouterr().err
+    assert fit("shorter", "-c", "stop.yaml", "--name", "shorter", adapter=adapter)[0] == 1
+    code, shorter = fit("shorter", "--trainer.max_steps", "9", adapter=adapter)  # the last move was to be in its step 6
+    assert code == 0, capsys.readouterr().err
+
+    assert "rank_pattern" not in capsys.readouterr().err  # PEFT's warnings that are none to a user
+    for run, steps in ((longer, 12), (shorter, 9)):
+        last = read_checkpoint(run.checkpoint("last"))
+        assert last["global_step"] == steps
+        ranks = sum(int((value != 0).sum()) for name, value in last["state_dict"].items() if "lora_E" in name)
+        assert ranks == 2 * 4, run.path
 
 
 def test_a_run_starts_from_another_runs_adapter(fit, capsys):

@@ -241,6 +241,17 @@ def test_an_adapter_on_quantized_weights_goes_on_where_it_was(folder, tiny_text_
     assert_told_once(told)
 
 
+def test_an_adapter_on_weights_of_torchao_learns_the_same_on_two_ranks(folder, tiny_text_model):
+    adapter = {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "target_modules": "all-linear"}}
+    kind = {"class_path": "torchao.quantization.Int8WeightOnlyConfig"}
+    quantization = {"class_path": "transformers.TorchAoConfig", "init_args": {"quant_type": kind}}
+    model = {"checkpoint": str(tiny_text_model), "adapter": adapter, "quantization": quantization}
+    write(folder, {"class_path": "TextClassification"}, model, *opinions(), SGD)
+    one, (two, told) = fit_alone(folder, "one", 16), fit_together(folder, "two", 8)
+    assert_same_weights(one, two)
+    assert_told_once(told)
+
+
 def test_embeddings_are_looked_for_among_those_of_all_ranks(folder, tiny_text_model):
     rows = [
         {"anchor": f"the {thing} was {word}", "positive": f"{word} {thing}"}

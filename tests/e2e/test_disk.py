@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from lightning.pytorch import Callback
 
 from lit_hf.checkpoints import found, newest_valid
 from lit_hf.cli.main import main
+from lit_hf.run import RunFolder
 from lit_hf.training import saving
 from tests.killing import digest
 
@@ -59,6 +62,18 @@ class Fill(Callback):
                     file.write(bytes(4096))
 
 
+class FillBeforeStep(Callback):
+    """Fills the disk before a step, and lets each one take a while, as those of larger models do."""
+
+    def __init__(self, disk: str, step: int) -> None:
+        self.disk, self.step = Path(disk), step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.is_global_zero and trainer.global_step == self.step:
+            (self.disk / "ballast").write_bytes(bytes(shutil.disk_usage(self.disk).free - 2**20))
+        time.sleep(0.2)
+
+
 def fit(folder, *options):
     return main(["fit", "-c", "run.yaml", "--name", "run", "--output_dir", str(folder), *options])
 
@@ -92,3 +107,20 @@ def test_temporary_files_on_another_file_system_are_not_in_the_way(disk, config,
     (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
     assert fit(tmp_path / "runs") == 0
     assert newest_valid(tmp_path / "runs" / "run" / "checkpoints").folder is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_ends_all_processes_at_the_next_step(disk, config, processes):
+    """The checkpoint of step 4 fails; the next one is of step 8, and each process is on its own until then."""
+    fill = {"class_path": f"{__name__}.FillBeforeStep", "init_args": {"disk": str(disk), "step": 3}}
+    options = ["--checkpoint_every", "4", "--data.batch_size", "1", f"--trainer.callbacks+={json.dumps(fill)}"]
+    options += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"]
+    command = [sys.executable, "-m", "lit_hf", "fit", "-c", "run.yaml", "--name", "run", "--output_dir", str(disk)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("MiB are free on its disk") == 1 and "Traceback" not in done.stderr
+    (disk / "ballast").unlink()
+    record = RunFolder(disk / "run").read_record()
+    assert record["state"] == "failed"
+    assert 4 <= record["steps"] <= 6

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from transformers import AutoModel, AutoTokenizer
@@ -27,6 +29,9 @@ LORA = {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "lora_dropout": 0
 NF4 = {"class_path": "transformers.BitsAndBytesConfig", "init_args": {"load_in_4bit": True}}
 ADAM = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
 ALONE = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1, "max_epochs": 2}
+
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 def write_rows(folder: Path) -> None:
@@ -76,6 +81,13 @@ def config(scenario: str, encoder: str, decoder: str) -> dict:
             "data": {"source": source, "packing": True, "batch_tokens": 128},
             "checkpoint_every": 1,
         },
+        # from scratch, with a tokenizer of its own; nothing is in the cache when it is killed
+        "scratch": {
+            "task": classify,
+            "model": {"config": {"model_type": "bert", **SHAPE}},
+            "data": {"source": source, "batch_size": 8, "tokenizer": {"train": {"vocab_size": 300}}},
+            "checkpoint_every": 2,
+        },
         # an adapter on weights of 4 bits
         "quantized": {
             "task": classify,
@@ -122,7 +134,8 @@ def whole(models, tmp_path_factory):
             folder = tmp_path_factory.mktemp(scenario)
             write_rows(folder)
             (folder / "run.yaml").write_text(yaml.safe_dump(config(scenario, *models)))
-            endings[scenario] = (folder, *fit(folder, "whole", ranks=RANKS.get(scenario, 1)))
+            sabotage = use_cache_in(folder / "whole-cache") if scenario == "scratch" else None
+            endings[scenario] = (folder, *fit(folder, "whole", sabotage=sabotage, ranks=RANKS.get(scenario, 1)))
         return endings[scenario]
 
     return get
@@ -136,6 +149,15 @@ def fit(folder: Path, name: str, kill_at: Moment | None = None, sabotage=None, r
         return None, []
     assert ending.code == 0, (folder / "log.txt").read_text()[-3000:]
     return digest(folder / "runs" / name), ending.calls
+
+
+def use_cache_in(folder: Path):
+    """Return what has a process find nothing in the cache."""
+    return partial(_use_cache, folder)
+
+
+def _use_cache(folder: Path) -> None:
+    datasets.config.HF_DATASETS_CACHE = folder
 
 
 KILLS = {"accumulated": 8, "mixed": 6, "packed": 6, "quantized": 4, "sharded": 3}
@@ -163,6 +185,19 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole, scenario, number):
     resumed, _ = fit(folder, name, ranks=ranks)
     assert resumed == expected, moment
     shutil.rmtree(folder / "runs" / name)
+
+
+@pytest.mark.parametrize(("phase", "number"), [("data", 0), ("data", 1), ("data", 2), ("log", 0), ("log", 1)])
+def test_a_run_that_is_killed_while_it_prepares_or_logs_ends_as_if_it_had_not_been(whole, phase, number):
+    """Rows are read, a tokenizer is trained, the cache is written; and `metrics.csv`, `run.json`, `config.yaml` are."""
+    folder, expected, calls = whole("scratch")
+    name = f"killed-{phase}-{number}"
+    cache = use_cache_in(folder / f"{name}-cache")
+    moment = Moment(phase, random.Random(name).randint(1, calls[0][phase]))
+    killed, _ = fit(folder, name, kill_at=moment, sabotage=cache)
+    assert killed is None, f"{moment} was not reached"
+    resumed, _ = fit(folder, name, sabotage=cache)
+    assert resumed == expected, moment
 
 
 def forget_random_numbers():

@@ -1,6 +1,7 @@
 """Adapters on quantized weights, from fit to predict: what is kept, what is exported, and what merging costs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -192,3 +193,17 @@ def test_what_is_wrong_is_told_before_weights_load(folder, capsys):
     told = capsys.readouterr().err
     assert "model.adapter: quantized weights do not train themselves" in told
     assert "trainer.precision: bf16-true" in told
+
+
+def test_a_merge_that_the_weights_do_not_allow_is_told_before_they_load(folder, base, capsys):
+    packed = folder / "gptq"
+    shutil.copytree(base, packed)
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (packed / "config.json").write_text(json.dumps(config))
+    settings = overlay(folder, None, checkpoint=str(packed))
+    assert main(["fit", "-c", "tiny.yaml", *settings, "--merge", "true"]) == 2
+    told = capsys.readouterr().err
+    assert "merge: gptq weights cannot be turned back into plain ones" in told
+    assert "model.quantization: gptq does not work on this machine" in told  # without its package or a GPU
+    assert "Loading weights" not in told

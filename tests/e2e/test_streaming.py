@@ -71,6 +71,10 @@ def write(folder: Path, models: dict[str, str], kind: str = "grouped", **trainer
         config["task"] = {"class_path": "Chat", "init_args": {"prompt": "prompt", "completion": "completion"}}
         config["model"]["checkpoint"] = models["decoder"]
         data |= {"packing": True, "batch_tokens": 128}
+    if kind == "mixed":
+        one, two = ({**source, "train": f"train-{number}.jsonl"} for number in range(2))
+        data["source"] = [{**one, "weight": 2.0}, {**two, "validation": None}]
+        data |= {"mixing": "interleave", "stopping": "all_exhausted"}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
 
 
@@ -90,6 +94,7 @@ def fit(folder: Path, name: str, kill_at: Moment | None = None) -> dict[str, str
     [
         ("grouped", {"accumulate_grad_batches": 2}, [("step", 0.2), ("step", 0.5), ("validation", 0.4), ("save", 0.8)]),
         ("packed", {"val_check_interval": 3}, [("step", 0.3), ("step", 0.7), ("save", 0.5)]),
+        ("mixed", {"val_check_interval": 3, "max_steps": 20}, [("step", 0.4), ("step", 0.8)]),
     ],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(

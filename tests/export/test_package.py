@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, IA3Config, PrefixTuningConfig
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPTQConfig, pipeline
 
 import lit_hf.export.package as package
 from lit_hf.errors import InputError, LitHFError
@@ -158,6 +158,14 @@ def test_adapter_without_a_checkpoint_below_it_needs_merging(tiny_text_model):
 
     assert [problem.where for problem in check(model, merge=False)] == ["model.adapter"]
     assert check(model, merge=True) == []
+
+
+def test_an_adapter_is_not_merged_into_weights_without_a_way_back(tiny_text_model):
+    model, _ = adapted(tiny_text_model)
+    model.get_base_model().config.quantization_config = GPTQConfig(bits=4)
+    (problem,) = check(model, merge=True)
+    assert problem.where == "merge" and "gptq weights cannot be turned back" in problem.what
+    assert check(model, merge=False) == []
 
 
 def test_a_newer_export_replaces_the_older_one(tiny_text_model, tmp_path):

@@ -60,6 +60,32 @@ def test_target_modules_that_match_nothing_are_named_with_those_there(task, tiny
     assert problems["modules_to_save"].what.startswith("'clasifier'")
 
 
+@pytest.mark.parametrize(
+    ("settings", "key", "what"),
+    [
+        ({"exclude_modules": ["key", "q_proj"]}, "exclude_modules", "'q_proj' matches no module of the model."),
+        ({"layers_to_transform": [0, 2, 7]}, "layers_to_transform", "the model has no layer 2, 7."),
+        ({"layers_to_transform": 5}, "layers_to_transform", "the model has no layer 5."),
+        ({"target_parameters": ["query.weigth"]}, "target_parameters", "'query.weigth' matches no parameter"),
+        ({"rank_pattern": {"query": 4, r"9\..*query": 2}}, "rank_pattern", r"'9\\..*query' matches no module"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern", "'q_proj' matches no module of the model."),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_parts_that_match_nothing_are_told(task, tiny_text_model, settings, key, what):
+    skeleton = Base(str(tiny_text_model)).skeleton(task)
+    (problem,) = adapter_problems(LoraConfig(target_modules=["query"], **settings), skeleton)
+    assert problem.where == f"model.adapter.init_args.{key}"
+    assert problem.what.startswith(what) and problem.cure
+
+
+def test_parts_that_match_are_no_problem(task, tiny_text_model):
+    skeleton = Base(str(tiny_text_model)).skeleton(task)
+    settings = {"layers_to_transform": [0, 1], "rank_pattern": {r"layer\.0\..*query": 4}, "exclude_modules": ["key"]}
+    adapter = LoraConfig(target_modules=["query"], target_parameters=["value.weight"], **settings)
+    assert list(adapter_problems(adapter, skeleton)) == []
+
+
 @pytest.mark.parametrize("targets", ["all-linear", r".*attention.*query", ["query"]])
 def test_targets_that_match_are_no_problem(task, tiny_text_model, targets):
     skeleton = Base(str(tiny_text_model)).skeleton(task)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import nn
 
-from lit_hf.models.freezing import freeze, freeze_problems
+from lit_hf.models.freezing import freeze, freeze_problems, rank_problems
 
 
 @pytest.fixture
@@ -44,3 +45,14 @@ def test_all_that_is_wrong_with_the_patterns_is_told(model):
     problems = {problem.where: problem.what for problem in freeze_problems(model, ["(", "body", "head"])}
     assert "'(' is no regular expression" in problems["model.freeze[0]"]
     assert problems["model.freeze"] == "no parameter is left to train."
+
+
+def test_matrices_that_share_out_ranks_are_not_frozen(model):
+    settings = {"target_modules": ["head"], "init_r": 4, "target_r": 2}
+    ranks = AdaLoraConfig(total_step=9, **settings)
+    model.config = {"model_type": "tiny"}
+    adapted = get_peft_model(model, ranks)
+    (problem,) = rank_problems(ranks, adapted, ["lora_A"])
+    assert problem.where == "model.freeze" and "head.lora_A" in problem.what
+    assert list(rank_problems(ranks, adapted, ["body"])) == []
+    assert list(rank_problems(LoraConfig(target_modules=["head"]), adapted, ["lora_A"])) == []

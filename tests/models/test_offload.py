@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from peft import HiraConfig, LoraConfig, PromptTuningConfig, VBLoRAConfig, VeraConfig
 
 from lit_hf.errors import InputError
 from lit_hf.export.package import export
 from lit_hf.inference.predictor import Predictor
 from lit_hf.models.folder import load_model
-from lit_hf.models.offload import Offload, input_device
+from lit_hf.models.offload import Offload, adapter_problems, input_device
 from tests.classifiers import RECORD, TEXTS, adapted, classifier
 
 AUTO = "AutoModelForSequenceClassification"
@@ -40,16 +43,71 @@ def test_a_model_that_is_spread_over_memory_and_disk_predicts_the_same(folder, t
         assert input_device(predictor.model).type == "cpu"
 
 
-def test_only_whole_models_are_spread(tiny_text_model, tmp_path):
-    model, task = adapted(tiny_text_model)
+ADAPTERS = {
+    "lora": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]),
+    "embeddings": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "word_embeddings"]),
+    "dora": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "dense"], use_dora=True),
+    "pissa": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights="pissa"),
+    "vera": VeraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]),
+    "hira": HiraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("device_map", "max_memory"), [(BY_MODULE, None), ({"": "disk"}, None), ("auto", {"cpu": "14KB"}), ("auto", None)]
+)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_is_spread_with_its_base_model(tiny_text_model, tmp_path, name, device_map, max_memory):
+    model, task = adapted(tiny_text_model, copy.deepcopy(ADAPTERS[name]))
     export(model, task, RECORD, tmp_path / "adapter")
-    with pytest.raises(InputError, match="export <run> --merge"):
-        load_model(tmp_path / "adapter", AUTO, offload=Offload())
+    before = {path: path.read_bytes() for path in tiny_text_model.iterdir()}
+    expected = scores(Predictor.from_folder(tmp_path / "adapter", device="cpu"))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "index.json").write_text("{}")  # another model's
+    offload = Offload(device_map, max_memory, tmp_path / "weights")
+    predictor = Predictor.from_folder(tmp_path / "adapter", offload=offload)
+    assert scores(predictor) == expected
+    if not torch.cuda.is_available():
+        devices = {parameter.device.type for parameter in predictor.model.parameters()}
+        assert ("meta" in devices) == ((device_map, max_memory) != ("auto", None))
+    assert {path: path.read_bytes() for path in tiny_text_model.iterdir()} == before
 
 
-def test_weights_on_the_disk_need_a_folder(folder):
+@pytest.mark.parametrize(
+    ("adapter", "is_quantized", "what"),
+    [
+        (PromptTuningConfig(num_virtual_tokens=2), False, "a prompt and its base model share their embeddings"),
+        (ADAPTERS["lora"], True, "the adapter's base model is quantized"),
+    ],
+    ids=["prompt", "quantized"],
+)
+def test_what_is_not_spread_is_told(adapter, is_quantized, what):
+    (problem,) = adapter_problems(adapter, is_quantized)
+    assert problem.where == "--device_map" and what in problem.what
+
+
+def test_a_prompt_is_refused_before_its_base_model_loads(tiny_text_model, tmp_path):
+    model, task = adapted(tiny_text_model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+    export(model, task, RECORD, tmp_path / "prompt")
+    with pytest.raises(InputError, match="--device_map: a prompt"):
+        load_model(tmp_path / "prompt", AUTO, offload=Offload())
+
+
+def test_weights_that_an_adapter_shares_with_what_is_elsewhere_are_told(tiny_text_model, tmp_path):
+    vectors = VBLoRAConfig(task_type="SEQ_CLS", target_modules=["query"], vector_length=8, num_vectors=4)
+    model, task = adapted(tiny_text_model, vectors)
+    export(model, task, RECORD, tmp_path / "adapter")
+    with pytest.raises(InputError, match="--device_map: the adapter cannot be spread so"):
+        load_model(tmp_path / "adapter", AUTO, offload=Offload({"": "disk"}, None, tmp_path / "weights"))
+
+
+def test_weights_on_the_disk_need_a_folder(folder, tiny_text_model, tmp_path):
     with pytest.raises(InputError, match="--offload_folder: is missing"):
         load_model(folder, AUTO, offload=Offload(BY_MODULE))
+    model, task = adapted(tiny_text_model)
+    export(model, task, RECORD, tmp_path / "adapter")
+    with pytest.raises(InputError, match="--offload_folder: is missing"):
+        load_model(tmp_path / "adapter", AUTO, offload=Offload("auto", {"cpu": "14KB"}))
 
 
 def test_a_way_to_spread_that_there_is_not_is_refused(folder):

@@ -1,4 +1,4 @@
-"""Every tuner of the installed PEFT, by its config alone, on three tiny models.
+"""Every tuner of the installed PEFT, by its config alone, on three tiny models, and on quantized weights of one.
 
 What comes out is the generated part of docs/support-matrix.md: `python -m tests.models.test_tuners` writes it.
 """
@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
+from torchao.quantization import Int8WeightOnlyConfig
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    TorchAoConfig,
 )
 
 from lit_hf.errors import InputError
@@ -27,6 +30,8 @@ from lit_hf.export.package import check
 from lit_hf.models.adaptation import Adaptation
 from lit_hf.models.adapter_losses import leave_loss_alone, regularization
 from lit_hf.models.adapters import reference_problems, settle_ranks
+from lit_hf.models.loading import Base
+from lit_hf.models.quantization import dequantize, quantization_problems
 from lit_hf.tasks import CausalLM, Seq2Seq, TextClassification
 
 MATRIX = Path(__file__).resolve().parents[2] / "docs" / "support-matrix.md"
@@ -70,6 +75,7 @@ class Effort(NamedTuple):
 
 
 EFFORTS = {
+    "ADAPTION_PROMPT": Effort(steps=24),
     "BEFT": Effort(rate=0.2),
     "C3A": Effort(rate=0.2),
     "CARTRIDGE": Effort(rate=0.2),
@@ -133,6 +139,15 @@ FAMILIES = {
 }
 
 
+LLAMA = FAMILIES["causal LM (Llama)"]
+QUANTIZED = {
+    "on 4 bits": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "on 8 bits": BitsAndBytesConfig(load_in_8bit=True),
+    "on 8 bits of torchao": TorchAoConfig(Int8WeightOnlyConfig()),
+}
+"""Ways in which Llama's weights are quantized, by their columns in the table."""
+
+
 class Outcome(NamedTuple):
     """What a tuner does on a model.
 
@@ -170,7 +185,7 @@ def _config(tuner: Any, family: Family) -> Any:
     return PEFT_TYPE_TO_CONFIG_MAPPING[tuner](**settings)
 
 
-def _adapted(family: Family, tuner: Any) -> Any:
+def _adapted(family: Family, tuner: Any, base: Any = None) -> Any:
     """Return the adapted model, or why there is none."""
     adaptation = Adaptation(_config(tuner, family))
     with torch.device("meta"):
@@ -178,8 +193,9 @@ def _adapted(family: Family, tuner: Any) -> Any:
     if problems := list(adaptation.problems(family.task, skeleton)):
         return problems[0].what
     new = ["classifier.weight", "classifier.bias"] if family.make is _bert else []
+    base = _model(family) if base is None else base
     try:
-        return adaptation.apply(_model(family), family.task, new, lambda model: [])
+        return adaptation.apply(base, family.task, new, lambda model: [])
     except InputError as error:
         return error.problems[0].what
 
@@ -204,7 +220,7 @@ def _try(family: Family, tuner: Any, folder: Path) -> Outcome:
 
 def _train(model: Any, batch: dict[str, Any], effort: Effort) -> None:
     """Train for some steps: the loss falls, the adapter has moved, and nothing has that does not train."""
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = {name: _plain(parameter).clone() for name, parameter in model.named_parameters()}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert sum(p.numel() for p in trainable.values()) < sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.Adam(trainable.values(), lr=effort.rate)
@@ -217,9 +233,15 @@ def _train(model: Any, batch: dict[str, Any], effort: Effort) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < effort.left * losses[0], (losses[0], losses[-1])
-    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(_plain(parameter), before[name])}
     assert any("classifier" not in name for name in moved), "the head alone has learnt"
     assert moved <= trainable.keys()
+
+
+def _plain(parameter: Any) -> torch.Tensor:
+    """Return a parameter's numbers, which torchao keeps from comparisons."""
+    parameter = parameter.detach()
+    return parameter.dequantize() if type(parameter).__module__.startswith("torchao.") else parameter
 
 
 def _merges(model: Any, batch: dict[str, Any], expected: torch.Tensor) -> bool:
@@ -248,20 +270,52 @@ def _off_is_base(model: Any, family: Family, batch: dict[str, Any]) -> bool | No
     return torch.allclose(off, _logits(_model(family), batch), atol=1e-5)
 
 
+def _fits(tuner: Any, quantization: Any, folder: Path) -> bool:
+    """Say whether a tuner trains on quantized weights: those that are refused must not, and all others must."""
+    if any(quantization_problems(quantization, None, _config(tuner, LLAMA))):
+        with pytest.raises((AssertionError, InputError, IndexError, NotImplementedError, RuntimeError, TypeError)):
+            _try_on_quantized(tuner, quantization, folder)
+        return False
+    return _try_on_quantized(tuner, quantization, folder)
+
+
+def _try_on_quantized(tuner: Any, quantization: Any, folder: Path) -> bool:
+    """Train on quantized weights; return whether there is such an adapter on this model at all.
+
+    On the weights that the quantized ones stand for, the trained adapter answers as it does on them: closely where
+    activations are not rounded. One that took packed numbers for weights would not.
+    """
+    torch.manual_seed(0)
+    _model(LLAMA).save_pretrained(folder / "base")
+    base = Base(str(folder / "base"), quantization=quantization)
+    model, batch = _adapted(LLAMA, tuner, base.build(LLAMA.task)[0]), _batch(LLAMA)
+    if isinstance(model, str):
+        assert isinstance(_adapted(LLAMA, tuner), str), model
+        return False
+    _train(model, batch, EFFORTS.get(tuner.value, Effort()))
+    trained = _logits(model, batch)
+    settle_ranks(model)
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    plain = PeftModel.from_pretrained(dequantize(base.build(LLAMA.task)[0]), folder / "adapter")
+    leave_loss_alone(plain)
+    difference = (_logits(plain, batch) - trained).abs().mean() / trained.abs().mean()
+    assert difference < (0.05 if getattr(quantization, "load_in_8bit", False) else 1e-5), difference
+    return True
+
+
 def _row(tuner: Any, folder: Path) -> tuple[str, list[str]]:
     """Return the table's row of a tuner, and the reasons why it does not train."""
     config = PEFT_TYPE_TO_CONFIG_MAPPING[tuner]
     reasons: dict[str, list[str]] = {}
     cells, outcomes = [], []
     for number, (name, family) in enumerate(FAMILIES.items()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outcome = _try(family, tuner, folder / str(number))
+        outcome = _try(family, tuner, folder / str(number))
         cells.append("no" if outcome.refusal else "yes")
         if outcome.refusal:
             reasons.setdefault(outcome.refusal.removeprefix(f"{config.__name__} "), []).append(name)
         else:
             outcomes.append(outcome)
+    cells += ["yes" if _fits(tuner, method, folder / name) else "no" for name, method in QUANTIZED.items()]
     cells += [_summed(outcomes, "merges"), _summed(outcomes, "off_is_base")]
     lines = [f"- `{config.__name__}`{_places(names)}: {reason}\n" for reason, names in reasons.items()]
     return f"| `peft.{config.__name__}` | {' | '.join(cells)} |\n", lines
@@ -278,7 +332,9 @@ def _summed(outcomes: list[Outcome], name: str) -> str:
 
 @pytest.mark.parametrize("tuner", PEFT_TYPE_TO_CONFIG_MAPPING, ids=lambda tuner: tuner.value)
 def test_a_tuner_does_what_the_support_matrix_says(tuner, tmp_path):
-    row, reasons = _row(tuner, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        row, reasons = _row(tuner, tmp_path)
     committed = _generated(MATRIX.read_text("utf-8"))
     assert row in committed, "write it anew: python -m tests.models.test_tuners"
     name = PEFT_TYPE_TO_CONFIG_MAPPING[tuner].__name__
@@ -298,7 +354,7 @@ def _generated(text: str) -> list[str]:
 
 def _write(folder: Path) -> None:
     rows = [_row(tuner, folder / tuner.value) for tuner in PEFT_TYPE_TO_CONFIG_MAPPING]
-    head = ["class_path", *FAMILIES, "merge", "adapter off is the base"]
+    head = ["class_path", *FAMILIES, *QUANTIZED, "merge", "adapter off is the base"]
     table = f"| {' | '.join(head)} |\n|{' --- |' * len(head)}\n" + "".join(row for row, _ in rows)
     reasons = "".join(reason for _, found in rows for reason in found)
     before, _, rest = MATRIX.read_text("utf-8").partition(BEGIN)
@@ -309,5 +365,7 @@ def _write(folder: Path) -> None:
 if __name__ == "__main__":
     import tempfile
 
-    with tempfile.TemporaryDirectory() as place:
+    torch.set_num_threads(1)  # more would wait for each other, on models as small as these
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         _write(Path(place))

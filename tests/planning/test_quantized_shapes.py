@@ -2,10 +2,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, PerGroup, quantize_
+from transformers import BitsAndBytesConfig, EetqConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
-from lit_hf.planning.quantized_shapes import QuantizedLinear, quantize_shapes
+from lit_hf.planning.quantized_shapes import QuantizedLinear, TorchAoLinear, has_shapes, quantize_shapes
 from lit_hf.planning.rehearsal import rehearse
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True)
@@ -24,10 +25,8 @@ def adapted(**settings) -> nn.Module:
         return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings))
 
 
-def quantized(model: nn.Module) -> set[str]:
-    return {
-        name.rpartition("layers.0.")[2] for name, module in model.named_modules() if isinstance(module, QuantizedLinear)
-    }
+def quantized(model: nn.Module, kind: type = QuantizedLinear) -> set[str]:
+    return {name.rpartition("layers.0.")[2] for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +63,55 @@ def test_frozen_linear_layers_are_quantized_but_the_head_and_the_adapter_are_not
     attention = {"self_attn.q_proj.base_layer", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"}
     assert quantized(model) == attention | {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
     assert model.base_model.model.lm_head.weight.shape == (128, 64)
+
+
+@pytest.mark.parametrize(
+    "config", [Int8WeightOnlyConfig(), Int8WeightOnlyConfig(granularity=PerGroup(32))], ids=["rows", "groups"]
+)
+def test_a_layer_of_torchao_takes_what_torchao_s_own_takes(config):
+    theirs = nn.Linear(64, 128)
+    with torch.device("meta"):
+        ours = TorchAoLinear(theirs, TorchAoConfig(config))
+
+    quantize_(theirs, config)
+
+    parts = {name: getattr(theirs.weight, name) for name in theirs.weight.__tensor_flatten__()[0]}
+    sizes = {"weight" if name == "qdata" else name: one.numel() * one.element_size() for name, one in parts.items()}
+    assert taken(ours) == sizes | {"bias": 128 * 4}
+
+
+def test_a_layer_of_torchao_computes_as_torchao_s_own():
+    torch.manual_seed(0)
+    theirs, states = nn.Linear(64, 128).requires_grad_(False), torch.randn(2, 3, 64, requires_grad=True)
+    with torch.device("meta"):
+        ours = TorchAoLinear(theirs, TorchAoConfig(Int8WeightOnlyConfig()))
+    quantize_(theirs, Int8WeightOnlyConfig())
+    ours.weight = nn.Parameter(theirs.weight.qdata, requires_grad=False)
+    ours.scale, ours.bias = theirs.weight.scale, theirs.bias
+
+    for layer in (theirs, ours):
+        layer(states).square().sum().backward()
+    once = torch.autograd.grad(ours(states).square().sum(), states)[0]
+
+    assert torch.equal(ours(states), theirs(states))
+    torch.testing.assert_close(states.grad, 2 * once)
+
+
+def test_torchao_leaves_the_head_and_layers_that_are_not_linear_to_it():
+    model, config = adapted(), TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head", "down_proj"])
+    model.base_model.model.model.layers[0].self_attn.v_proj = Conv1D(64, 64).requires_grad_(False)
+
+    quantize_shapes(model, config)
+
+    attention = {"self_attn.q_proj.base_layer", "self_attn.k_proj", "self_attn.o_proj"}
+    assert quantized(model, TorchAoLinear) == attention | {"mlp.gate_proj", "mlp.up_proj"}
+
+
+def test_kinds_whose_shapes_are_not_known_are_told_apart():
+    known = [NF4, INT8, TorchAoConfig(Int8WeightOnlyConfig())]
+    unknown = [EetqConfig(), TorchAoConfig(Float8WeightOnlyConfig())]
+    unknown.append(TorchAoConfig(Int8WeightOnlyConfig(), include_input_output_embeddings=True))
+    assert [has_shapes(config) for config in (*known, *unknown)] == [True] * 3 + [False] * 3
 
 
 def test_what_is_not_quantized_is_float32():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import subprocess
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger
+from wandb.proto import wandb_internal_pb2
 
 from lit_hf.errors import InputError
 from lit_hf.run import RunFolder
-from lit_hf.training.tracking import MetricsFile, _OnceWandb, trackers
+from lit_hf.training.tracking import MetricsFile, trackers
+from lit_hf.training.wandb_files import STEP, _records
 from tests.training.callbacks.tiny import Batches, TinyModule, tiny_trainer
 
 CONFIG = {"seed_everything": 7, "data": {"batch_size": 4, "columns": ["a", "b"]}, "model": {"adapter": None}}
@@ -138,7 +141,7 @@ def test_only_rank_zero_writes(run: RunFolder, tmp_path: Path) -> None:
 def test_tensorboard_shows_steps_that_are_done_again_once(run: RunFolder) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for steps_done, steps in ((0, range(6)), (4, range(4, 8))):
+    for steps_done, steps in ((0, range(3)), (0, range(6)), (4, range(4, 8))):  # the first one saved nothing
         (_, logger) = trackers("tensorboard", run, CONFIG, steps_done)
         for step in steps:
             logger.log_metrics({"loss": 1.0 - step / 10}, step)
@@ -205,8 +208,6 @@ print(json.dumps(kept, default=str))
 
 def fit_with_wandb(run: RunFolder, home: Path, **environment: str) -> tuple[dict[str, Any], list[str]]:
     """Train in a process of its own; return what W&B knows of the run, and the lines on standard error."""
-    import json
-
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
     surroundings = {"HOME": str(home), "NO_PROXY": "*", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(
@@ -324,13 +325,50 @@ def test_csv_asks_nothing_of_the_network(run: RunFolder, caplog: pytest.LogCaptu
     assert run.read_record() == {} and caplog.records == []
 
 
-def test_wandb_is_told_no_step_twice_but_the_one_that_may_be_cut_short(run: RunFolder, monkeypatch: Any) -> None:
-    told: list[int | None] = []
-    monkeypatch.setattr(WandbLogger, "log_metrics", lambda self, metrics, step=None: told.append(step))
-    MetricsFile(run).log_metrics({"loss": 0.5}, step=4)
-    logger = _OnceWandb(save_dir=run.path, offline=True)
-    assert MetricsFile(run).last_step == 4
-    logger.logged_to = MetricsFile(run).last_step
-    for step in range(2, 7):
-        logger.log_metrics({"loss": 1.0}, step)
-    assert told == [4, 5, 6]
+RESUMED = """
+import json, os, signal, sys, time
+from lit_hf.run import RunFolder
+from lit_hf.training.tracking import trackers
+
+run, (first, end), ending = RunFolder(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+metrics, wandb_logger = loggers = trackers("wandb", run, {}, first)
+metrics.truncate(first)
+for step in range(first, end):
+    for values in ({"epoch": step // 4, "train/loss": 1 / (step + 1)}, {"epoch": step // 4, "val/loss": step / 2}):
+        for logger in loggers[: 1 if ending == "cut" and (step, *values) == (end - 1, "epoch", "val/loss") else 2]:
+            logger.log_metrics(values, step)
+if ending == "told":
+    wandb_logger.experiment.summary  # waits for an answer, so that what was sent has been written by W&B
+    time.sleep(0.5)
+if ending != "finished":
+    os.kill(os.getpid(), signal.SIGKILL)
+for logger in loggers:
+    logger.finalize("success")
+import wandb
+wandb.finish()
+"""
+
+
+def test_wandb_has_each_row_of_metrics_csv_once_however_the_run_was_ended(run: RunFolder) -> None:
+    for steps, ending in (([0, 6], "told"), ([4, 9], "cut"), ([8, 11], "finished")):
+        command = [sys.executable, "-W", "ignore", "-c", RESUMED, str(run.path), str(steps), ending]
+        done = subprocess.run(command, env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, timeout=120)
+        assert done.returncode == (0 if ending == "finished" else -9), done.stderr
+
+    with run.metrics.open() as file:
+        expected = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    rows = history(run)
+    assert [row.pop(STEP) for row in rows] == list(range(11)) == [row.pop("step") for row in expected]
+    assert rows == expected
+
+
+def history(run: RunFolder) -> list[dict[str, float]]:
+    """Return what W&B would send: the rows in its files, without its own values."""
+    found = []
+    for file in sorted(run.path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime):
+        for content in _records(file.read_bytes()):
+            record = wandb_internal_pb2.Record.FromString(content)
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            if row:
+                found.append({name: value for name, value in row.items() if not name.startswith("_")})
+    return found

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_hf.checkpoints import STATE, Best, Manifest, folder_name, found, partial_folder, publish, remove_leftovers
 from lit_hf.errors import Problem, TrainingError
 from lit_hf.run import RunFolder
+from lit_hf.training.agreement import Ranks
 from lit_hf.training.saving import Writer
 
 
@@ -53,6 +54,9 @@ class RunCheckpoints(Checkpoint):
         self._writer = writer
         self._versions = dict(versions or {})
         self._saved_at = -1
+        self._ranks = Ranks()
+        self._is_writing = False  # on some rank; all know it alike
+        self._asked_at = -1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was best so far."""
@@ -69,9 +73,15 @@ class RunCheckpoints(Checkpoint):
             remove_leftovers(self.run.checkpoints)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Raise what went wrong with the checkpoint that is being written; several ranks do at the next one."""
-        if trainer.world_size == 1:
-            self._writer.check()
+        """Raise what went wrong with the checkpoint that is being written, before the next optimizer step begins.
+
+        The ranks ask each other only while one is being written, once a step.
+        """
+        if self._is_writing and trainer.global_step != self._asked_at:
+            self._asked_at = trainer.global_step
+            is_busy = self._writer.is_busy  # asked first: what is not busy any more fails no more
+            failed, self._is_writing = self._ranks.any(self._writer.has_failed, is_busy)
+            self._raise(failed)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,7 +103,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last checkpoint."""
-        self._wait(trainer)
+        self._wait()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let what is being written come to its end."""
@@ -110,25 +120,31 @@ class RunCheckpoints(Checkpoint):
         score = trainer.callback_metrics.get(self.monitor) if validated and self.monitor else None
         self.best = self._best_with(folder.name, None if score is None else float(score))
         manifest = Manifest(trainer.global_step, trainer.current_epoch, trainer.world_size, self.best, self._versions)
-        self._wait(trainer)
+        self._wait()
         if trainer.is_global_zero:
             shutil.rmtree(partial_folder(folder), ignore_errors=True)
             partial_folder(folder).mkdir(parents=True)
         trainer.strategy.barrier("checkpoint folder")
+        self._is_writing = True
         trainer.save_checkpoint(partial_folder(folder) / STATE)
         if trainer.is_global_zero:
             self._writer.submit(lambda: self._publish(folder, manifest))
 
-    def _wait(self, trainer: Trainer) -> None:
+    def _wait(self) -> None:
         """Wait for the checkpoint that is being written; raise on all ranks what went wrong on the one that writes."""
         self._writer.wait()
-        if trainer.strategy.reduce_boolean_decision(not self._writer.has_failed, all=True):
-            return
-        self._writer.check()
-        raise TrainingError(Problem("checkpoints", "another process could not write the checkpoint."))
+        (failed,) = self._ranks.any(self._writer.has_failed)
+        self._is_writing = False
+        self._raise(failed)
+
+    def _raise(self, failed: bool) -> None:
+        if failed:
+            self._writer.check()
+            raise TrainingError(Problem("checkpoints", "another process could not write the checkpoint."))
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
         """Publish a checkpoint, and only then delete those that are neither the newest nor the best."""
+        self.run.flush_metrics()
         publish(folder, manifest)
         for other in found(self.run.checkpoints):
             if other.name not in (folder.name, manifest.best.name):

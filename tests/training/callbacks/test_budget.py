@@ -1,4 +1,5 @@
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -41,9 +42,13 @@ class Adapted(LightningModule):
         return sum(int((value != 0).sum()) for name, value in self.named_parameters() if "lora_E" in name)
 
 
-def fit(folder, module, budget, **settings):
+def budget_of(module):
+    return RankBudget(module.model.peft_config["default"])
+
+
+def fit(folder, module, budget, batches=6, **settings):
     trainer = tiny_trainer(folder, callbacks=[budget], **{"max_epochs": 2, **settings})
-    trainer.fit(module, Batches(6))
+    trainer.fit(module, Batches(batches))
     return trainer
 
 
@@ -57,7 +62,7 @@ def test_adapters_that_move_ranks_are_known():
 
 def test_the_adapter_is_told_the_trainer_s_steps_and_shrinks_to_its_target(tmp_path):
     module = Adapted()
-    fit(tmp_path, module, RankBudget())
+    fit(tmp_path, module, budget_of(module))
     assert module.model.peft_config["default"].total_step == 12
     assert module.ranks == 2 * 2
 
@@ -68,13 +73,31 @@ def test_ranks_are_shared_out_once_an_optimizer_step(tmp_path, accumulate, calls
     tuner = module.model.base_model
     share_out = tuner.update_and_allocate
     tuner.update_and_allocate = lambda step: (steps.append(step), share_out(step))
-    fit(tmp_path, module, RankBudget(), accumulate_grad_batches=accumulate)
+    fit(tmp_path, module, budget_of(module), accumulate_grad_batches=accumulate)
     assert steps == list(range(1, calls + 1))
 
 
 def test_a_schedule_without_room_or_end_is_told(tmp_path):
+    module = Adapted(tinit=10)
     with pytest.raises(InputError, match="10 steps before ranks move and 2 after leave none of the run's 12"):
-        fit(tmp_path, Adapted(tinit=10), RankBudget())
+        fit(tmp_path, module, budget_of(module))
+    with pytest.raises(InputError, match="the training has no end"):
+        fit(tmp_path, module, budget_of(module), max_epochs=-1)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_any_schedule_that_is_not_refused_trains_and_ends_at_the_target(tmp_path, steps, every):
+    refused = set()
+    for tinit, tfinal in product(range(4), range(4)):
+        module = Adapted(tinit=tinit, tfinal=tfinal, deltaT=every)
+        try:
+            fit(tmp_path, module, budget_of(module), steps, max_epochs=1)
+        except InputError:
+            refused.add((tinit, tfinal))
+        else:
+            assert module.ranks == 2 * 2, (tinit, tfinal)
+    assert refused == {(tinit, tfinal) for tinit, tfinal in product(range(4), range(4)) if tinit + tfinal >= steps}
 
 
 class Keep(Callback):
@@ -89,13 +112,15 @@ class Keep(Callback):
 
 
 def test_the_importance_of_weights_comes_back_from_a_checkpoint(tmp_path):
-    budget = RankBudget()
+    module = Adapted()
+    budget = budget_of(module)
     keep = Keep(budget, steps=6)
-    tiny_trainer(tmp_path, callbacks=[budget, keep], max_epochs=2).fit(Adapted(), Batches(6))
+    tiny_trainer(tmp_path, callbacks=[budget, keep], max_epochs=2).fit(module, Batches(6))
     kept = keep.state["importance"]
     assert set(kept) == set(STATE)
     assert all(any(value.any() for value in values.values()) for values in kept.values())
-    again, module = RankBudget(), Adapted()
+    module = Adapted()
+    again = budget_of(module)
     again.load_state_dict(keep.state)
     begun = Begun()
     tiny_trainer(tmp_path, callbacks=[again, begun], max_epochs=2).fit(module, Batches(6))

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -110,3 +111,15 @@ def test_a_state_that_cannot_be_written_stops_the_training_and_the_older_checkpo
     assert "goes on from the checkpoint before it" in str(error.value)
     assert len(written) == 2
     assert read_manifest(newest_valid(tmp_path / "checkpoints").folder).step == 2
+
+
+def test_what_was_logged_is_on_the_disk_before_a_checkpoint_is(tmp_path, monkeypatch):
+    (tmp_path / "metrics.csv").write_text("step,epoch\n")
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
+    fit(tmp_path, [0.5, 0.4])
+    metrics = (tmp_path / "metrics.csv").stat().st_ino
+    newest = newest_valid(tmp_path / "checkpoints").folder
+    assert synced.count(metrics) == 2
+    last = max(index for index, inode in enumerate(synced) if inode == metrics)
+    assert last < synced.index((newest / STATE).stat().st_ino)

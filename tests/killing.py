@@ -107,9 +107,12 @@ def _free_port() -> int:
 def _work(
     arguments: list[str], kill_at: Moment | None, sabotage: Any, folder: str, ranked: dict[str, str], sender: Any
 ) -> None:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     from lit_hf.cli.main import main
 
     os.environ |= ranked
+    rank_zero_only.rank = int(ranked.get("LOCAL_RANK", "0"))  # it was imported before
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lit_hf.errors import Problem, TrainingError
 from lit_hf.training.shards import read_whole
+from lit_hf.writing import flush_one
 
 SLACK = 16 * 2**20
 """Bytes that a disk must have beside the state: for the manifest, and what else is written meanwhile."""
@@ -123,10 +123,9 @@ class CheckpointFiles(TorchCheckpointIO):
 
         def write() -> None:
             _check_space(path.parent, size)
-            with path.open("wb") as file:  # flushed here: another machine cannot do it
-                torch.save(copied, file)
-                file.flush()
-                os.fsync(file.fileno())
+            torch.save(copied, path)
+            if ranks > 1:
+                flush_one(path)  # another machine, which publishes it, cannot
 
         self.writer.submit(write)
 

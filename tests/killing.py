@@ -11,8 +11,10 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -35,45 +37,82 @@ SOURCES = str(Path(lit_hf.__file__).parent) + os.sep
 
 
 class Moment(NamedTuple):
-    """The n-th call of a phase, counted from 1."""
+    """The n-th call of a phase, counted from 1, in one of the processes that train together."""
 
     phase: str
     call: int
+    rank: int = 0
 
 
 class Ending(NamedTuple):
-    """How a process ended, and how many calls of each phase it made."""
+    """How a process ended, and how many calls of each phase each rank made."""
 
     code: int
-    calls: Mapping[str, int]
+    calls: Sequence[Mapping[str, int]]
 
 
-def run(arguments: Sequence[str], kill_at: Moment | None = None, sabotage: Callable[[], None] | None = None) -> Ending:
-    """Run `lit-hf` in a process of its own.
+def run(
+    arguments: Sequence[str],
+    kill_at: Moment | None = None,
+    sabotage: Callable[[], None] | None = None,
+    ranks: int = 1,
+) -> Ending:
+    """Run `lit-hf` in a process of its own, or in several that train together.
 
     Args:
         arguments: What follows `lit-hf`.
-        kill_at: When the process is killed.
-        sabotage: Breaks something in the process before it starts.
+        kill_at: When one is killed, and at once all others.
+        sabotage: Breaks something in the processes before they start.
+        ranks: How many train together.
+
+    Returns:
+        The ending of the one that was to be killed, or else of the first.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.killing", "lit_hf.cli.fit", "transformers.models.bert.modeling_bert"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(list(arguments), kill_at, sabotage, str(Path.cwd()), sender))
-    process.start()
-    sender.close()
+    port, processes, receivers = _free_port(), [], []
+    for rank in range(ranks):
+        receiver, sender = context.Pipe(duplex=False)
+        ranked = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+        moment = kill_at if kill_at is not None and kill_at.rank == rank else None
+        arguments_of = (list(arguments), moment, sabotage, str(Path.cwd()), ranked if ranks > 1 else {}, sender)
+        processes.append(context.Process(target=_work, args=arguments_of))
+        processes[-1].start()
+        sender.close()
+        receivers.append(receiver)
+    multiprocessing.connection.wait([process.sentinel for process in processes])
+    if any(process.exitcode for process in processes):
+        for process in processes:
+            process.kill()
+    calls = [_received(receiver) for receiver in receivers]
+    for process in processes:
+        process.join()
+    code = processes[0 if kill_at is None else kill_at.rank].exitcode
+    assert code is not None
+    return Ending(code, calls)
+
+
+def _received(receiver: Any) -> Mapping[str, int]:
     try:
-        calls = receiver.recv()
+        return receiver.recv()
     except EOFError:
-        calls = {}
-    process.join()
-    assert process.exitcode is not None
-    return Ending(process.exitcode, calls)
+        return {}
 
 
-def _work(arguments: list[str], kill_at: Moment | None, sabotage: Any, folder: str, sender: Any) -> None:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _work(
+    arguments: list[str], kill_at: Moment | None, sabotage: Any, folder: str, ranked: dict[str, str], sender: Any
+) -> None:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     from lit_hf.cli.main import main
 
+    os.environ |= ranked
+    rank_zero_only.rank = int(ranked.get("LOCAL_RANK", "0"))  # it was imported before
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -107,7 +146,7 @@ class _Counter:
         if phase is None:
             return
         self.calls[phase] += 1
-        if self._kill_at is not None and (phase, self.calls[phase]) == self._kill_at:
+        if self._kill_at is not None and (phase, self.calls[phase]) == self._kill_at[:2]:
             os.kill(self._process, signal.SIGKILL)
 
     def _phase(self, path: str, function: str) -> str | None:
@@ -119,12 +158,11 @@ class _Counter:
 
 def digest(run_folder: Path) -> dict[str, str]:
     """Return what a finished run left: weights, optimizer state, what was logged, results; as digests or text."""
-    import torch
-
     from lit_hf.checkpoints import STATE, found
+    from lit_hf.cli.runs import read_checkpoint
 
     newest, *_ = found(run_folder / "checkpoints")
-    state = torch.load(newest / STATE, weights_only=True)
+    state = read_checkpoint(newest / STATE)
     record = json.loads((run_folder / "run.json").read_text())
     with (run_folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

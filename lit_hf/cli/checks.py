@@ -13,8 +13,11 @@ from lit_hf.training.precision import unified
 
 BYTES_FLOAT32 = 4
 
-SHARDING = ("fsdp", "modelparallel", "deepspeed")
-"""Parts of the names of strategies that cut weights into parts."""
+SHARDED = "fsdp2"
+"""The strategy that cuts weights into rows."""
+
+OTHER_SHARDING = ("fsdp", "modelparallel", "deepspeed")
+"""Parts of the names of others that cut weights."""
 
 
 def monitored(task: Task, monitor: str | None) -> str:
@@ -110,16 +113,36 @@ def streaming_problems(trainer: Mapping[str, Any], has_reference: bool) -> Itera
 
 
 def strategy_problems(strategy: object) -> Iterator[Problem]:
-    """Find a strategy that cuts weights into parts, which checkpoints and exports would then have to put together.
+    """Find a strategy that cuts weights in a way in which lit-hf can neither save nor resume them.
 
     Args:
         strategy: The trainer's strategy, by name or as an object.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if any(part in name.lower() for part in SHARDING):
-        what = f"{name} cuts the weights into parts, and lit-hf does not train, save or export those yet."
-        cure = "Take ddp: each device holds all weights; what makes them fit is told by lit-hf plan."
+    if name != SHARDED and any(part in name.lower() for part in OTHER_SHARDING):
+        what = f"lit-hf neither saves nor resumes weights that {name} cuts."
+        cure = f"Take {SHARDED}, which cuts weights, gradients and optimizer state among all devices."
         yield Problem("trainer.strategy", what, cure)
+
+
+def sharding_problems(precision: object, optimizer: str, is_quantized: bool) -> Iterator[Problem]:
+    """Find what does not go with weights that are cut into rows among the devices.
+
+    Args:
+        precision: The trainer's precision.
+        optimizer: The optimizer's class path.
+        is_quantized: Whether the base model is quantized.
+    """
+    if unified(precision) not in ("32-true", "bf16-mixed", "bf16-true"):
+        what = f"weights that are cut ({SHARDED}) do not train in {precision}."
+        yield Problem("trainer.precision", what, "Take bf16-mixed, or 32-true.")
+    package = optimizer.partition(".")[0]
+    if package in ("bitsandbytes", "torchao") or optimizer.endswith((".Adafactor", ".LBFGS")):
+        what = f"{optimizer.rpartition('.')[2]} needs each weight whole, and here it is cut ({SHARDED})."
+        yield Problem("model.optimizer", what, "Take torch.optim.AdamW: its state is cut among the devices, too.")
+    if is_quantized:
+        what = f"packed weights cannot be cut ({SHARDED})."
+        yield Problem("model.quantization", what, "Leave it out, or take trainer.strategy: ddp.")
 
 
 def quantization_problems(precision: object) -> Iterator[Problem]:

@@ -28,6 +28,7 @@ from lit_hf.export.package import export
 from lit_hf.models.quantization import name_of
 from lit_hf.run import RunFolder
 from lit_hf.training.settings import epochs
+from lit_hf.training.strategies import FullySharding
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def _run(cli: TrainerCLI, inexact: bool) -> None:
             return
     checkpoint = _newest(cli.run) if record else None
     # a damaged one is told now, not after the model is built
-    state: dict[str, Any] = read_checkpoint(checkpoint) if checkpoint else {"global_step": 0}
+    state: dict[str, Any] = read_checkpoint(checkpoint, whole=False) if checkpoint else {"global_step": 0}
     reached = state["global_step"]
     cli.model.adaptation.load_state_dict(state.pop("adapter", None))
     cli.prepare("fit")
@@ -189,10 +190,14 @@ def _finish(cli: TrainerCLI) -> None:
         )
         return
     best = read_checkpoint(path)
-    if cli.model.base.quantized is None:
+    is_cut = isinstance(cli.trainer.strategy, FullySharding)
+    if cli.model.base.quantized is None and not is_cut:
         cli.model.cpu()
-    elif cli.trainer.strategy.root_device.type != "cpu":
-        # at its end the trainer moved the model to the CPU, and packed weights do not survive that with all methods
+    elif is_cut or cli.trainer.strategy.root_device.type != "cpu":
+        # this process has its own rows only; or, as the trainer moved the model to the CPU at its end, packed weights
+        # that do not survive that with all methods
+        if is_cut:
+            log.info("the best checkpoint's model is put together for the export")
         cli.model.model = None
         cli.model.adaptation.load_state_dict(best["adapter"])  # so that it does not start, or merge, once more
         build_model(cli.model)

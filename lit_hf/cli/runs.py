@@ -17,6 +17,7 @@ from lit_hf.errors import InputError, Problem
 from lit_hf.export.model_card import Provenance
 from lit_hf.run import RunFolder
 from lit_hf.task import Task
+from lit_hf.training import shards
 from lit_hf.training.module import LitModule
 
 
@@ -36,17 +37,23 @@ class LoadedRun(NamedTuple):
     origin: Provenance
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, whole: bool = True) -> dict[str, Any]:
     """Read a checkpoint: tensors and plain values only, nothing is unpickled.
+
+    Args:
+        path: Its state, a file or a folder of rows.
+        whole: Put tensors together that are cut into rows; else these are not read.
 
     Raises:
         InputError: If it is missing, damaged, or holds more than tensors and plain values.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(Problem(str(path), "there is no such checkpoint.", "Train the run first: lit-hf fit."))
     try:
+        if path.is_dir():
+            return shards.read_whole(path) if whole else shards.read(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
         raise InputError(
             Problem(
                 str(path),

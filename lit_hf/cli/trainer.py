@@ -23,6 +23,7 @@ from lit_hf.cli import safety
 from lit_hf.cli.adapter_settings import complete
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.checks import (
+    SHARDED,
     callback_problems,
     clipping_problems,
     disk_problems,
@@ -32,6 +33,7 @@ from lit_hf.cli.checks import (
     monitored,
     precision_problems,
     quantization_problems,
+    sharding_problems,
     strategy_problems,
     streaming_problems,
     validation_problems,
@@ -45,6 +47,8 @@ from lit_hf.models.accounting import count_parameters
 from lit_hf.models.adapter_starts import start_batches
 from lit_hf.models.adapters import export_problems as lone_adapter_problems
 from lit_hf.models.quantization import environment_problems, merge_problems
+from lit_hf.models.sharding import adapter_problems as uncut_adapters
+from lit_hf.models.sharding import model_problems as uncut_models
 from lit_hf.run import RunFolder, check_name, run_name
 from lit_hf.task import Batch, Task
 from lit_hf.training.callbacks.budget import moves_ranks
@@ -65,6 +69,7 @@ from lit_hf.training.ranks import watch_ranks
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.settings import device_type, epochs
+from lit_hf.training.strategies import FullySharding
 from lit_hf.training.tracking import trackers
 
 log = logging.getLogger(__name__)
@@ -194,6 +199,7 @@ class TrainerCLI(LightningCLI):
                 lambda: self.model.check() if self.task.is_bound else (),
                 lambda: self._monitor_problems(stage) if self.task.is_bound else (),
                 lambda: strategy_problems(self.config_init.trainer.strategy),
+                lambda: self._sharding_problems() if self._is_sharded else (),
                 self._quantization_problems,
                 self._precision_problems,
                 self._guard_problems,
@@ -236,6 +242,18 @@ class TrainerCLI(LightningCLI):
             what = "liger-kernel needs a CUDA GPU, and trainer.accelerator is cpu."
             yield Problem("model.liger", what, "Leave one of them out.")
 
+    @property
+    def _is_sharded(self) -> bool:
+        strategy = self.config_init.trainer.strategy
+        return strategy == SHARDED or isinstance(strategy, FullySharding)
+
+    def _sharding_problems(self) -> Iterator[Problem]:
+        trainer, optimizer = self.config_init.trainer, self.resolved["model"]["optimizer"]
+        precision = default_precision(trainer.accelerator) if trainer.precision is None else trainer.precision
+        class_path = (optimizer or {}).get("class_path", "")
+        yield from sharding_problems(precision, class_path, self.model.base.quantized is not None)
+        yield from uncut_adapters(self.model.adapter)
+
     def _monitor_problems(self, stage: str) -> Iterator[Problem]:
         monitor = monitored(self.task, self.config.monitor)
         return monitor_problems(self.task, monitor, stage != "fit" or self._validates, self.config.patience)
@@ -248,6 +266,7 @@ class TrainerCLI(LightningCLI):
         self.run.create()
         skeleton = self.model.skeleton()
         trainable, total = count_parameters(skeleton)
+        yield from uncut_models(skeleton) if self._is_sharded else ()
         yield from disk_problems(self.run.path, trainable, total if self.model.parts.stores_base else trainable)
         yield from export_problems(skeleton, self.config.merge)
         yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)

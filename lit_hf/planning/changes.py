@@ -106,11 +106,12 @@ def _steps(planner: Planner) -> list[Step]:
         found.append(_smaller_batch(planner))
     if case.setting.precision == "32-true":
         found.append(_half(planner))
-    if "bitsandbytes" not in type(case.module.optimizer([nn.Parameter(torch.zeros(1))])).__module__:
+    is_cut = planner.strategies[0] == FSDP2
+    if not is_cut and "bitsandbytes" not in type(case.module.optimizer([nn.Parameter(torch.zeros(1))])).__module__:
         found.append(Step("8-bit AdamW", "--model.optimizer bitsandbytes.optim.AdamW8bit", _with_adamw_8bit))
     if case.module.adapter is None:
         found.append(Step("LoRA", LORA, _adapted))
-    if case.setting.quantization is None and planner.strategies[0] != FSDP2:  # packed weights cannot be cut
+    if case.setting.quantization is None and not is_cut:  # packed weights cannot be cut
         found.append(Step("LoRA on 8 bits", EIGHT_BITS, _on_eight_bits))
         found.append(Step("LoRA on 4 bits (QLoRA)", QLORA, _on_four_bits))
     return found

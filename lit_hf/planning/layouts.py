@@ -56,7 +56,7 @@ class Dimensions:
     """What of a model is gathered at once where its weights are shared out.
 
     Attributes:
-        layer: Bytes of the largest layer as it computes, in the compute dtype.
+        layer: Bytes of the largest layer as it is gathered.
         rest: Those of what is in no layer: embeddings, head, last norm.
         layer_gradients: Bytes of the gradients of that layer.
         width: Bytes of a token's hidden state.

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_hf.planning.changes import Change
-from lit_hf.planning.layouts import ALONE, FSDP2, TENSOR_PARALLEL, Layout
+from lit_hf.planning.layouts import ALONE, DDP, FSDP2, TENSOR_PARALLEL, Layout
 from lit_hf.planning.machine import USABLE
 from lit_hf.planning.plan import Plan
 from lit_hf.planning.planner import Planner
@@ -144,9 +144,8 @@ def _memory(planner: Planner, ways: list[Layout]) -> Table:
         fits = planner.machine.fits(way.total)
         cells = [_size(getattr(way, part)) for part in (*PARTS, "total")]
         table.add_row(way.name, *cells, _verdict(fits), style="" if index == 0 else "dim")
-    if compared := [way.name for way in ways if way.name in (FSDP2, TENSOR_PARALLEL)]:
-        what = " and ".join(sorted(compared))
-        table.caption = f"{what} {'are' if len(compared) > 1 else 'is'} shown to compare: lit-hf trains with DDP"
+    if any(way.name == TENSOR_PARALLEL for way in ways):
+        table.caption = f"{TENSOR_PARALLEL} is shown to compare: lit-hf trains with {DDP} and {FSDP2}"
         table.caption_justify = "left"
     return table
 

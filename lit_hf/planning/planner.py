@@ -91,7 +91,7 @@ class Planner:
             return [ALONE]
         given = self.run.trainer.strategy
         name = str(given if isinstance(given, str) else getattr(given, "class_path", given)).lower()
-        own = FSDP2 if "fsdp" in name or "modelparallel" in name.replace("_", "") else DDP
+        own = FSDP2 if "fsdp" in name or "fullysharding" in name else DDP
         names = [DDP, FSDP2, *([TENSOR_PARALLEL] if self.machine.devices > 1 else [])]
         return sorted(names, key=lambda name: name != own)
 
@@ -101,15 +101,20 @@ class Planner:
             return layouts.alone(peaks)
         if name == DDP:
             return layouts.ddp(peaks, self.machine.world)
-        size = layouts.dimensions(self.skeleton(case.module), compute_dtype(case.setting.precision).itemsize)
-        if name == FSDP2:
+        computes = compute_dtype(case.setting.precision).itemsize
+        skeleton = self.skeleton(case.module)
+        if name == FSDP2:  # autocast copies what was put together as it lies
+            is_copied = case.setting.precision.endswith("-mixed") and case.module.base.weights_dtype == "float32"
+            size = layouts.dimensions(skeleton, 4 if is_copied else computes)
             return layouts.fsdp(peaks, self._sharded_activations(case, peaks), size, self.machine.world)
+        size = layouts.dimensions(skeleton, computes)
         return layouts.tensor_parallel(peaks, size, self.machine.devices, case.rows * self.work.length)
 
     def _sharded_activations(self, case: Case, peaks: Peaks) -> float:
-        """Return activations without the copies that autocast makes of weights: those that FSDP2 gathers are cast."""
+        """Return activations, without autocast's copies of weights where these are made anew for the backward pass."""
         precision = case.setting.precision.replace("-mixed", "-true")
-        if precision == case.setting.precision or case.setting.quantization is not None:
+        keeps = not case.setting.switches.gradient_checkpointing
+        if keeps or precision == case.setting.precision or case.setting.quantization is not None:
             return peaks.activations
         return self.peaks(replace(case, setting=replace(case.setting, precision=precision))).activations
 

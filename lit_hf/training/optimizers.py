@@ -9,7 +9,8 @@ from inspect import signature
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
@@ -191,6 +192,8 @@ def _may_be_fused(optimizer: Optimizer) -> bool:
     if not type(optimizer).__module__.startswith("torch.optim.") or "fused" not in names:
         return False
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(isinstance(parameter, DTensor) for parameter in parameters) and not isinstance(optimizer, Adam):
+        return False  # torch has no other kernels for weights that are cut; AdamW is an Adam
     return (
         optimizer.defaults["fused"] is None
         and not any(optimizer.defaults.get(name) for name in others)

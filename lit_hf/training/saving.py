@@ -14,6 +14,8 @@ from lightning.fabric.utilities.apply_func import apply_to_collection
 from torch import Tensor
 
 from lit_hf.errors import Problem, TrainingError
+from lit_hf.training.shards import read_whole
+from lit_hf.writing import flush_one
 
 SLACK = 16 * 2**20
 """Bytes that a disk must have beside the state: for the manifest, and what else is written meanwhile."""
@@ -43,9 +45,20 @@ class Writer:
 
     def submit(self, work: Callable[[], object]) -> None:
         """Do this after what was submitted before, unless that goes wrong."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._last = self._executor.submit(self._run, work)
+        self._start(lambda: work() if self._error is None else None)
+
+    def agree(self, all_are_well: Callable[[bool], bool]) -> None:
+        """Fail, after what was submitted before, if that went wrong in another process.
+
+        Args:
+            all_are_well: Tells the others whether it went well here, and returns whether it did everywhere.
+        """
+
+        def ask() -> None:
+            if not all_are_well(self._error is None) and self._error is None:
+                raise TrainingError(Problem("checkpoints", "another process could not write the checkpoint."))
+
+        self._start(ask)
 
     def check(self) -> None:
         """Raise what went wrong so far, once.
@@ -71,12 +84,16 @@ class Writer:
             self._executor.shutdown()
             self._executor = None
 
+    def _start(self, work: Callable[[], object]) -> None:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._last = self._executor.submit(self._run, work)
+
     def _run(self, work: Callable[[], object]) -> None:
-        if self._error is None:
-            try:
-                work()
-            except BaseException as error:  # raised in the training's own thread
-                self._error = error
+        try:
+            work()
+        except BaseException as error:  # raised in the training's own thread
+            self._error = self._error or error
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -92,19 +109,32 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Copy the state to host memory now, and write it later; what goes wrong is the writer's to raise."""
-        path, size = Path(path), _size(checkpoint)
-        copied = on_host(checkpoint)
+        self.write(checkpoint, Path(path))
+
+    def write(self, state: dict[str, Any], path: Path, ranks: int = 1) -> None:
+        """Copy a state to host memory now, and write it later.
+
+        Args:
+            state: Nested tensors and plain values.
+            path: Where to.
+            ranks: How many write as much at the same time, to the same disk.
+        """
+        size, copied = _size(state) * ranks, on_host(state)
 
         def write() -> None:
             _check_space(path.parent, size)
             torch.save(copied, path)
+            if ranks > 1:
+                flush_one(path)  # another machine, which publishes it, cannot
 
         self.writer.submit(write)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a local checkpoint; nothing is unpickled, whatever is asked for."""
+        """Read a local checkpoint, put together if it is cut; nothing is unpickled, whatever is asked for."""
+        if Path(path).is_dir():
+            return read_whole(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
 
 

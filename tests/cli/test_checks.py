@@ -13,10 +13,12 @@ from lit_hf.cli.checks import (
     monitored,
     precision_problems,
     quantization_problems,
+    sharding_problems,
     strategy_problems,
     validation_problems,
 )
 from lit_hf.tasks import TextClassification
+from lit_hf.training.strategies import FullySharding
 
 
 @pytest.fixture
@@ -113,15 +115,36 @@ def test_fused_kernels_that_scale_gradients_cannot_be_clipped():
     assert not list(clipping_problems("16-mixed", 1.0, fused=False))
 
 
-@pytest.mark.parametrize("strategy", ["auto", "ddp", "ddp_find_unused_parameters_true", DDPStrategy()])
-def test_strategies_with_a_copy_on_each_rank_are_taken(strategy):
+@pytest.mark.parametrize(
+    "strategy", ["auto", "ddp", "ddp_find_unused_parameters_true", DDPStrategy(), "fsdp2", FullySharding()]
+)
+def test_strategies_whose_runs_can_be_saved_and_resumed_are_taken(strategy):
     assert list(strategy_problems(strategy)) == []
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", ModelParallelStrategy()])
-def test_strategies_that_cut_weights_into_parts_are_refused(strategy):
+def test_other_strategies_that_cut_weights_are_refused(strategy):
     (problem,) = strategy_problems(strategy)
-    assert problem.where == "trainer.strategy" and "ddp" in problem.cure
+    assert problem.where == "trainer.strategy" and "fsdp2" in problem.cure
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16", "bf16-true", 32])
+def test_what_goes_with_weights_that_are_cut_is_taken(precision):
+    assert list(sharding_problems(precision, "torch.optim.adamw.AdamW", is_quantized=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "is_quantized", "where"),
+    [
+        ("16-mixed", "torch.optim.AdamW", False, "trainer.precision"),
+        ("bf16-mixed", "bitsandbytes.optim.adamw.AdamW8bit", False, "model.optimizer"),
+        ("bf16-mixed", "torch.optim.Adafactor", False, "model.optimizer"),
+        ("bf16-mixed", "torch.optim.AdamW", True, "model.quantization"),
+    ],
+)
+def test_what_does_not_go_with_weights_that_are_cut_is_told(precision, optimizer, is_quantized, where):
+    (problem,) = sharding_problems(precision, optimizer, is_quantized)
+    assert problem.where == where and problem.cure
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", None])

@@ -108,7 +108,7 @@ def test_what_compilation_saves_is_said_to_be_left_out(in_folder, capsys):
 
 
 def test_the_strategy_of_the_config_comes_first(in_folder, capsys):
-    config = write(in_folder, TINY, strategy="fsdp")
+    config = write(in_folder, TINY, strategy="fsdp2")
     values = plan(capsys, config, "--no-changes", "--gpu", "t4", "--devices", "4")
     first = values["memory"]["layouts"][0]
     assert first["name"] == "FSDP2"
@@ -223,7 +223,7 @@ def test_the_page_is_for_people(in_folder, capsys):
     assert "machine      2 x h100-80gb, 74.5 GiB each, 90% of it may be filled\n" in shown
     assert "at 40% of 989 TFLOP/s" in shown
     assert "It fits: " in shown
-    assert "FSDP2 and tensor parallel are shown to compare: lit-hf trains with DDP" in shown
+    assert "tensor parallel is shown to compare: lit-hf trains with DDP and FSDP2" in shown
     for word in "DDP", "FSDP2", "tensor parallel", "LoRA on 4 bits (QLoRA)", "gradient checkpointing":
         assert word in shown
 

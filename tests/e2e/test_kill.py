@@ -95,11 +95,23 @@ def config(scenario: str, encoder: str, decoder: str) -> dict:
             "data": {"source": source, "batch_size": 8},
             "checkpoint_every": 2,
         },
+        # two ranks that hold half of the weights and of the optimizer's state each
+        "sharded": {
+            "task": classify,
+            "model": {"checkpoint": encoder},
+            "data": {"source": source, "batch_size": 2},
+            "trainer": {"accumulate_grad_batches": 2, "devices": 2, "strategy": "fsdp2"},
+            "checkpoint_every": 2,
+        },
     }
     chosen = scenarios[scenario]
     chosen["model"]["optimizer"] = ADAM
     chosen["trainer"] = ALONE | chosen.get("trainer", {})
     return chosen
+
+
+RANKS = {"sharded": 2}
+"""Scenarios of more than one process; each in its turn is killed first."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +126,7 @@ def models(tiny_text_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(models, tmp_path_factory):
-    """By scenario: its folder, what an uninterrupted run left, and how many calls of each phase it made."""
+    """By scenario: its folder, what an uninterrupted run left, and how many calls of each phase each rank made."""
     endings = {}
 
     def get(scenario: str):
@@ -123,18 +135,18 @@ def whole(models, tmp_path_factory):
             write_rows(folder)
             (folder / "run.yaml").write_text(yaml.safe_dump(config(scenario, *models)))
             sabotage = use_cache_in(folder / "whole-cache") if scenario == "scratch" else None
-            endings[scenario] = (folder, *fit(folder, "whole", sabotage=sabotage))
+            endings[scenario] = (folder, *fit(folder, "whole", sabotage=sabotage, ranks=RANKS.get(scenario, 1)))
         return endings[scenario]
 
     return get
 
 
-def fit(folder: Path, name: str, kill_at: Moment | None = None, sabotage=None):
+def fit(folder: Path, name: str, kill_at: Moment | None = None, sabotage=None, ranks: int = 1):
     """Run the scenario in its folder; return the digest of the run (None if it was killed) and its calls."""
     os.chdir(folder)
-    ending = run(["fit", "-c", "run.yaml", "--name", name], kill_at, sabotage)
+    ending = run(["fit", "-c", "run.yaml", "--name", name], kill_at, sabotage, ranks)
     if kill_at is not None and ending.code == -signal.SIGKILL:
-        return None, {}
+        return None, []
     assert ending.code == 0, (folder / "log.txt").read_text()[-3000:]
     return digest(folder / "runs" / name), ending.calls
 
@@ -148,7 +160,7 @@ def _use_cache(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder
 
 
-KILLS = {"accumulated": 8, "mixed": 6, "packed": 6, "quantized": 4}
+KILLS = {"accumulated": 8, "mixed": 6, "packed": 6, "quantized": 4, "sharded": 3}
 PHASES = ("step", "validation", "save", "export")
 CASES = [(scenario, number) for scenario, kills in KILLS.items() for number in range(kills)]
 
@@ -164,11 +176,13 @@ def folder_of_before():
 def test_a_killed_run_ends_as_if_it_had_not_been(whole, scenario, number):
     folder, expected, calls = whole(scenario)
     phase = PHASES[number % len(PHASES)]
-    moment = Moment(phase, random.Random(f"{scenario}-{number}").randint(1, calls[phase]))
+    ranks = RANKS.get(scenario, 1)
+    rank = (number + 1) % ranks
+    moment = Moment(phase, random.Random(f"{scenario}-{number}").randint(1, calls[rank][phase]), rank)
     name = f"killed-{number}"
-    killed, _ = fit(folder, name, kill_at=moment)
+    killed, _ = fit(folder, name, kill_at=moment, ranks=ranks)
     assert killed is None, f"{moment} was not reached"
-    resumed, _ = fit(folder, name)
+    resumed, _ = fit(folder, name, ranks=ranks)
     assert resumed == expected, moment
     shutil.rmtree(folder / "runs" / name)
 
@@ -179,7 +193,7 @@ def test_a_run_that_is_killed_while_it_prepares_or_logs_ends_as_if_it_had_not_be
     folder, expected, calls = whole("scratch")
     name = f"killed-{phase}-{number}"
     cache = use_cache_in(folder / f"{name}-cache")
-    moment = Moment(phase, random.Random(name).randint(1, calls[phase]))
+    moment = Moment(phase, random.Random(name).randint(1, calls[0][phase]))
     killed, _ = fit(folder, name, kill_at=moment, sabotage=cache)
     assert killed is None, f"{moment} was not reached"
     resumed, _ = fit(folder, name, sabotage=cache)
@@ -198,7 +212,7 @@ def forget_position():
 def test_the_harness_finds_what_is_not_exact(whole, sabotage):
     folder, _, calls = whole("accumulated")
     expected, _ = fit(folder, f"whole-{sabotage.__name__}", sabotage=sabotage)
-    fit(folder, sabotage.__name__, kill_at=Moment("step", calls["step"] * 17 // 20), sabotage=sabotage)
+    fit(folder, sabotage.__name__, kill_at=Moment("step", calls[0]["step"] * 17 // 20), sabotage=sabotage)
     resumed, _ = fit(folder, sabotage.__name__, sabotage=sabotage)
     assert resumed["weights"] != expected["weights"]
 

@@ -52,6 +52,26 @@ def test_errors_of_our_own_are_raised_as_they_are():
     assert raised.value is error
 
 
+def test_what_went_wrong_in_one_process_is_an_error_in_all():
+    here, there, told = Writer(), Writer(), []
+
+    def fail():
+        raise OSError("the disk is gone")
+
+    there.submit(fail)
+    there.agree(lambda is_well: told.append(is_well) or is_well)  # asked though it failed: the others wait for it
+    there.wait()
+    assert told == [False]
+    here.agree(lambda is_well: told.append(is_well) or all(told))
+    here.submit(lambda: told.append("published"))
+    here.wait()
+    assert told == [False, True]
+    with pytest.raises(TrainingError, match="another process could not write"):
+        here.check()
+    with pytest.raises(TrainingError, match="the disk is gone"):
+        there.check()
+
+
 def test_what_is_written_is_the_state_at_the_time_of_the_call(tmp_path):
     writer, go_on = Writer(), threading.Event()
     files = CheckpointFiles(writer)

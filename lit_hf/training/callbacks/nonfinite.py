@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from lit_hf.errors import Problem, TrainingError
+from lit_hf.training.shards import local
 
 _log = logging.getLogger("lit_hf")
 
@@ -147,7 +148,9 @@ class StopOnNonFinite(Callback):
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
-    return bool(torch.isfinite(get_total_norm(tensors, norm_type=math.inf)))
+    """Say whether all is finite that this rank has of the tensors."""
+    here = [part for part in map(local, tensors) if part.numel()]  # of one row, one rank alone has something
+    return bool(torch.isfinite(get_total_norm(here, norm_type=math.inf)))
 
 
 @rank_zero_only

@@ -25,6 +25,12 @@ Collator = Callable[[list[dict[str, Any]]], Batch]
 IGNORED = -100
 """Label of a position where nothing is learnt: what torch's and transformers' losses leave out."""
 
+TARGETS = "targets"
+"""Where a batch of pairs has the tokens of the completions, -100 at all others, of shape [2 * pairs, tokens]."""
+
+TARGET_PLACES = "target_places"
+"""Where a batch has rows and columns of its targets, shape [2, targets], if they were found as it was collated."""
+
 
 class Outputs(Protocol):
     """What a `transformers` model returns, as far as every task's has it.

@@ -11,7 +11,7 @@ import torch
 from transformers import DataCollatorWithFlattening
 
 from lit_hf.errors import Problem
-from lit_hf.task import IGNORED, Batch, Task
+from lit_hf.task import IGNORED, TARGETS, Batch, Task
 
 BOUNDS = "cu_seq_lens_q"
 """Where the documents of a packed row start, and where the last one ends: transformers' name for it."""
@@ -170,7 +170,7 @@ class PairPackingCollator:
         chosen = [_completion(row["input_ids"][: row["chosen_length"]], row["prompt_length"]) for row in rows]
         rejected = [_completion(row["input_ids"][row["chosen_length"] :], row["prompt_length"]) for row in rows]
         batch = self._pack(chosen + rejected)
-        batch["targets"] = batch.pop("labels")
+        batch[TARGETS] = batch.pop("labels")
         others = [name for name in rows[0] if name not in ("input_ids", "chosen_length")]
         return {**batch, **{name: torch.tensor([row[name] for row in rows]) for name in others}}
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_hf.task import IGNORED, Batch, Task
+from lit_hf.task import IGNORED, TARGET_PLACES, TARGETS, Batch, Task
 
 State = Literal["trained", "seen", "padding"]
 
@@ -55,7 +55,7 @@ def read_batch(batch: Batch, features: Sequence[Mapping[str, Any]], task: Task) 
         features: The encoded rows; shown as they are where the batch has another number of rows.
         task: The task, bound to its tokenizer and labels.
     """
-    count = len(features)
+    count, batch = len(features), {name: value for name, value in batch.items() if name != TARGET_PLACES}
     if "chosen_length" in features[0]:
         yield from (_read_row(pair, task) for pair in _pairs(batch, count))
         return
@@ -65,19 +65,15 @@ def read_batch(batch: Batch, features: Sequence[Mapping[str, Any]], task: Task) 
 
 
 def _pairs(batch: Batch, count: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch of pairs, whose chosen sequences stand before the rejected ones.
-
-    Where the length of the prompts is known, what follows them is trained.
-    """
+    """Yield the rows of a batch of pairs, whose chosen sequences stand before the rejected ones."""
     ids, mask = batch[IDS], batch[MASK]
-    others = {name: value for name, value in batch.items() if name not in (IDS, MASK, "prompt_length")}
+    others = {name: value for name, value in batch.items() if name not in (IDS, MASK, TARGETS, "prompt_length")}
     for index in range(count):
         row: dict[str, Any] = {}
         for side, place in (("chosen", index), ("rejected", index + count)):
             row |= {f"{side}_{IDS}": ids[place], f"{side}_{MASK}": mask[place]}
-            if "prompt_length" in batch:
-                trained = mask[place].bool() & (torch.arange(len(ids[place])) >= batch["prompt_length"][index])
-                row[f"{side}_{LABELS}"] = ids[place].masked_fill(~trained, IGNORED)
+            if TARGETS in batch:
+                row[f"{side}_{LABELS}"] = batch[TARGETS][place]
         yield row | {name: value[index] for name, value in others.items()}
 
 

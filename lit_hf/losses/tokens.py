@@ -26,7 +26,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from lit_hf.errors import Problem
 from lit_hf.losses.output_head import After, Head
-from lit_hf.task import IGNORED, Batch, Collator
+from lit_hf.task import IGNORED, TARGET_PLACES, Batch, Collator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,10 +52,6 @@ class TokenOutput:
     logits: None = None
 
 
-PLACES = "target_places"
-"""Where a batch has rows and columns of its targets, shape [2, targets]."""
-
-
 class FindTargets:
     """A collator that also finds where the targets are, on the host; a class, so that workers can be sent it.
 
@@ -73,10 +69,10 @@ class FindTargets:
         self._labels = labels
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """Return the batch with its `PLACES`."""
+        """Return the batch with its `TARGET_PLACES`."""
         batch = dict(self._collator(rows))
         if (labels := batch.get(self._labels)) is not None:
-            batch[PLACES] = _find(labels, self._shift)
+            batch[TARGET_PLACES] = _find(labels, self._shift)
         return batch
 
 
@@ -102,7 +98,7 @@ class _Places(NamedTuple):
     @classmethod
     def of(cls, batch: Batch, labels: Tensor, shift: bool) -> _Places:
         """Return the places that a batch has, or find them: on a GPU that waits for it."""
-        found = batch.get(PLACES)
+        found = batch.get(TARGET_PLACES)
         rows, columns = _find(labels, shift) if found is None else found
         return cls(rows, columns, labels[rows, columns + shift])
 
@@ -167,7 +163,7 @@ def token_log_probs(model: PreTrainedModel, batch: Batch, labels: Tensor) -> Ten
 
 
 def _without_places(batch: Batch) -> Batch:
-    return {name: value for name, value in batch.items() if name != PLACES}
+    return {name: value for name, value in batch.items() if name != TARGET_PLACES}
 
 
 # the model's pass

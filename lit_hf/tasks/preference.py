@@ -25,8 +25,8 @@ from lit_hf.evaluation.decoding import (
     write_generation_config,
 )
 from lit_hf.evaluation.definitions import PAIRS
-from lit_hf.losses.tokens import PLACES, FindTargets, token_log_probs
-from lit_hf.task import IGNORED, Batch, Collator, Examples, Outputs, RowProblem, Task
+from lit_hf.losses.tokens import FindTargets, token_log_probs
+from lit_hf.task import IGNORED, TARGET_PLACES, TARGETS, Batch, Collator, Examples, Outputs, RowProblem, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,10 +43,6 @@ PER_TOKEN = ("ipo", "orpo", "simpo")
 """Losses of the mean log-probability of a token, not of the sum over the completion."""
 
 MODEL_INPUTS = ("input_ids", "attention_mask", *PACKED_INPUTS)
-
-TARGETS = "targets"
-"""Where a batch has the tokens of the completions, -100 at all others, of shape [2 * pairs, tokens]."""
-
 REFERENCE = ("reference_chosen", "reference_rejected")
 
 MAX_NEW_TOKENS = 128
@@ -291,7 +287,7 @@ class Preference(Task):
     def _log_probs(self, model: PreTrainedModel, batch: Batch) -> LogProbs:
         """Return each completion's log-probability: the sum over its tokens, or the mean, as the loss has it."""
         targets = batch[TARGETS]
-        inputs = {name: value for name, value in batch.items() if name in (*MODEL_INPUTS, PLACES)}
+        inputs = {name: value for name, value in batch.items() if name in (*MODEL_INPUTS, TARGET_PLACES)}
         log_probs = token_log_probs(model, {**inputs, "use_cache": False}, targets)
         sums = _sums(log_probs, batch)
         if self.loss in PER_TOKEN:

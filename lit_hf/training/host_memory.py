@@ -10,6 +10,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 _MOST = 2**31 - 1
 
+_MOST_BEFORE_2_35 = 32 * 2**20
+"""The largest threshold for mapping that earlier versions of glibc take."""
+
 
 def keep_freed_memory() -> None:
     """Have glibc keep large tensors' memory when they are freed, where a model trains on the CPU.
@@ -22,5 +25,6 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, _MOST)
-        library.mallopt(_TRIM_THRESHOLD, _MOST)
+        # either setting ends glibc's own adjustment, so that trimming is set only where mapping could be
+        if any(library.mallopt(_MMAP_THRESHOLD, size) for size in (_MOST, _MOST_BEFORE_2_35)):
+            library.mallopt(_TRIM_THRESHOLD, _MOST)

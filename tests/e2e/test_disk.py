@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lit_hf.checkpoints import found, newest_valid
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
 from lit_hf.training import saving
+from tests.conftest import ROOT
 from tests.killing import digest
 
 WORDS = {"good": ["great", "good", "fine"], "bad": ["bad", "poor", "dull"]}
@@ -117,7 +119,8 @@ def test_a_full_disk_ends_all_processes_at_the_next_step(disk, config, processes
     options = ["--checkpoint_every", "4", "--data.batch_size", "1", f"--trainer.callbacks+={json.dumps(fill)}"]
     options += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"]
     command = [sys.executable, "-m", "lit_hf", "fit", "-c", "run.yaml", "--name", "run", "--output_dir", str(disk)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=100, check=False)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}  # so that the callback is found
+    done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("MiB are free on its disk") == 1 and "Traceback" not in done.stderr
     (disk / "ballast").unlink()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 from datasets import Dataset
@@ -293,16 +295,22 @@ class LitDataModule(LightningDataModule):
         if self.num_workers:
             logger.info("train: a stream is read and tokenized without workers; data.num_workers is not used")
         accumulate, limit = self._steps
-        return StreamLoader(stream, self._window_loader, accumulate, limit if isinstance(limit, int) else None)
+        # A task of its own: a tokenizer cannot be set for truncation in one thread while another uses it.
+        encode = partial(self._encode_window, copy.deepcopy(self.task))
+        most = limit if isinstance(limit, int) else None
+        return StreamLoader(stream, encode, self._window_loader, accumulate, most)
 
-    def _window_loader(self, window: Window) -> BatchLoader:
-        """Check and encode the rows of a window, the first one is that already, and return its batches."""
-        encoded = self.encoded["train"]
-        if window.place.window > 0:
-            raise_problems(check_columns({"train": window.split}, self.task))
-            raise_problems(check_rows({"train": window.split}, self.task))
-            encoded = encode_in_memory(window.split.rows, self.task)
-            raise_problems(self.batches.row_problems(encoded))
+    def _encode_window(self, task: Task, window: Window) -> Dataset:
+        """Check and encode the rows of a window; the first one is that already."""
+        if window.place.window == 0:
+            return self.encoded["train"]
+        raise_problems(check_columns({"train": window.split}, task))
+        raise_problems(check_rows({"train": window.split}, task))
+        encoded = encode_in_memory(window.split.rows, task)
+        raise_problems(self.batches.row_problems(encoded))
+        return encoded
+
+    def _window_loader(self, window: Window, encoded: Dataset) -> BatchLoader:
         return self._loader(encoded, self.training_order(encoded, window.place.window), training=True)
 
     def training_order(self, encoded: Dataset, window: int = 0) -> BatchOrder:

@@ -1,8 +1,9 @@
 """Streaming: training rows are read while training, a window of them at a time, from a place that can be gone back to.
 
 A window is a small data set of its own: its batches are those that `BatchOrder` makes of its rows. Nothing is shuffled
-beyond it and nothing is read ahead but the batches of an optimizer step, so that the place of a batch is the window's
-place in the stream, which is kept in checkpoints, and the batch's number.
+beyond it, so that the place of a batch is the window's place in the stream, which is kept in checkpoints, and the
+batch's number. While a window is trained on, a thread reads and encodes the next one; its place is known, and what is
+wrong with it is told, only once it is reached.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -191,7 +193,8 @@ class StreamLoader:
 
     Args:
         stream: The rows.
-        load: Returns the batches of a window.
+        encode: Returns the encoded rows of a window; called in a thread, while the window before is used.
+        load: Returns the batches of a window, given its encoded rows.
         accumulate: Batches that make one optimizer step; that many are read ahead, to know the targets of the step.
         limit: Most batches of an epoch; None is no limit.
         clock: Returns seconds.
@@ -206,7 +209,8 @@ class StreamLoader:
     def __init__(
         self,
         stream: Places,
-        load: Callable[[Window], BatchLoader],
+        encode: Callable[[Window], Dataset],
+        load: Callable[[Window, Dataset], BatchLoader],
         accumulate: int = 1,
         limit: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -217,6 +221,7 @@ class StreamLoader:
         self.epoch = 0
         self.start = 0
         self.seconds_waited = 0.0
+        self._encode = encode
         self._load = load
         self._limit = limit
         self._clock = clock
@@ -244,10 +249,20 @@ class StreamLoader:
         place = self.stream.seek(self.epoch, start)
         self.stream.keep(self.accumulate + 2)  # windows that batches which were read ahead may come from
         number = place.batch
-        for window in self.stream.windows(place):
+        for window, encoded in self._windows(place):
             self.stream.mark(window.place._replace(batch=number))
-            batches = self._load(window)
+            batches = self._load(window, encoded)
             batches.sampler.set_epoch(self.epoch)
             batches.start = max(0, start - number)
             yield from batches
             number += len(batches)
+
+    def _windows(self, place: Place) -> Iterator[tuple[Window, Dataset]]:
+        """Yield windows and their encoded rows; the next is made in a thread, and its error raised in its turn."""
+        made = ((window, self._encode(window)) for window in self.stream.windows(place))
+        # Leaving waits for the thread, so that a later iteration has the stream to itself.
+        with ThreadPoolExecutor(1, thread_name_prefix="windows") as thread:
+            coming = thread.submit(next, made, None)
+            while (window := coming.result()) is not None:
+                coming = thread.submit(next, made, None)
+                yield window

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import lit_hf
-from lit_hf.data.encoding import Lengths, encode, fingerprint
+from lit_hf.data.encoding import ROWS_PER_PROCESS, Lengths, _default_processes, encode, fingerprint
 from lit_hf.data.sources import Source, load_splits
 from lit_hf.task import Examples
 from tests.data.conftest import Sorting
@@ -124,6 +124,18 @@ def test_the_cache_is_used_whatever_the_number_of_processes(
     assert first[:] == second[:]
     assert len(first) == 3
     assert "train: 3 rows reused from the cache" in log.messages
+
+
+def test_few_rows_are_encoded_by_one_process_and_many_by_all_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (0, 1, ROWS_PER_PROCESS, 2 * ROWS_PER_PROCESS - 1), 1000 * ROWS_PER_PROCESS
+    assert {_default_processes(rows) for rows in few} == {1}
+    assert _default_processes(many) == len(os.sched_getaffinity(0))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(3, 11)))
+    assert [_default_processes(count * ROWS_PER_PROCESS) for count in (1, 2, 7, 8, 9)] == [1, 2, 7, 8, 8]
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert _default_processes(many) == 6
 
 
 def test_what_was_begun_and_not_finished_is_not_reused(tiny_text_model: Path, log: pytest.LogCaptureFixture) -> None:

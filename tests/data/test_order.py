@@ -159,6 +159,31 @@ def test_token_batches_depend_on_seed_and_epoch_alone_and_are_mixed_anew(arrange
     assert kept < 0.5
 
 
+MANY = np.clip(np.random.default_rng(1).lognormal(4, 0.8, size=20_000), 2, 500).astype(np.int32)
+
+EVEN_STEPS = {  # the largest batch of a step over the smallest, in padded tokens: the mean over steps
+    "grouped": ({"batch_size": 8}, 1.02),
+    "tokens": ({"batch_tokens": 2048}, 1.15),
+    "packed": ({"batch_tokens": 2048}, 1.03),
+}
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("kind", EVEN_STEPS)
+def test_the_ranks_have_equal_work_in_a_step(kind: str, world_size: int) -> None:
+    options, bound = EVEN_STEPS[kind]
+    arrangement = "packed" if kind == "packed" else "grouped"
+    work = []
+    for rank in range(world_size):
+        order = BatchOrder(MANY, arrangement=arrangement, seed=1, rank=rank, world_size=world_size, **options)
+        batches = [MANY[batch] for batch in order]
+        work.append([one.sum() if kind == "packed" else one.max() * len(one) for one in batches])
+
+    largest, smallest = np.max(work, axis=0), np.min(work, axis=0)
+    assert (largest / smallest).mean() < bound
+    assert np.mean(work, axis=0).sum() / largest.sum() > 0.96  # of all ranks' time, what is not waiting for another
+
+
 def test_a_token_budget_is_filled_with_rows_of_like_length() -> None:
     (batches,) = token_batches(1, "grouped")
     padded = np.array([SKEWED[batch].max() * len(batch) for batch in batches])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from lit_hf.data.datamodule import LitDataModule
 from lit_hf.data.sources import Source
 from lit_hf.data.tokenization import TokenizerSettings, TokenizerTraining
 from lit_hf.errors import InputError, TrainingError
-from lit_hf.tasks import CausalLM, TextClassification
+from lit_hf.task import Examples
+from lit_hf.tasks import CausalLM, Preference, TextClassification
 from tests.data.conftest import Sorting
 from tests.hub import Hub
 
@@ -236,6 +239,92 @@ def test_a_fault_beyond_the_first_window_ends_training_and_names_the_row(
     assert problem.what == "column 'text': the text is missing or empty."
 
 
+class Slow(TextClassification):
+    """Takes its time to encode what is not in the first window."""
+
+    pause = 0.0
+    used: ClassVar[list[Any]] = []
+
+    def encode(self, examples: Examples) -> Examples:
+        time.sleep(Slow.pause)
+        Slow.used.append(self.tokenizer)
+        return super().encode(examples)
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, make: Callable[..., LitDataModule], pause: float = 0.3) -> LitDataModule:
+    data = make(task=Slow("text", "label", labels=["bad", "good"]))
+    monkeypatch.setattr(Slow, "pause", pause)
+    return data
+
+
+def window_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("windows")]
+
+
+def test_a_window_is_encoded_while_the_one_before_is_trained_on(
+    make: Callable[..., LitDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = slow(monkeypatch, make).train_dataloader()
+
+    for _ in loader:
+        time.sleep(0.15)  # 4 batches a window
+
+    assert loader.seconds_waited < 3 * Slow.pause  # which the windows behind the first take
+
+
+def test_what_is_encoded_ahead_has_no_place_yet(
+    make: Callable[..., LitDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, data, states = make(), slow(monkeypatch, make), []
+    expected = [quick.stream.state_dict(done) for done, _ in enumerate(quick.train_dataloader(), start=1)]
+    for done, _ in enumerate(data.train_dataloader(), start=1):
+        time.sleep(0.1)
+        states.append(data.stream.state_dict(done))
+
+    assert states == expected
+    assert [state["window"] for state in states] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+
+
+def test_the_thread_ends_with_the_iteration_and_another_one_starts_anew(
+    make: Callable[..., LitDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = slow(monkeypatch, make)
+    batches: Iterator[Any] = iter(data.train_dataloader())
+    next(batches)
+    assert len(window_threads()) == 1
+
+    del batches
+
+    assert window_threads() == []
+    assert sorted(seen(epoch(data), data)) == expected(data)
+    assert window_threads() == []
+
+
+def test_the_thread_has_a_tokenizer_of_its_own(
+    make: Callable[..., LitDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = slow(monkeypatch, make, pause=0.0)
+    monkeypatch.setattr(Slow, "used", [])
+
+    epoch(data)
+
+    assert len(Slow.used) == 3
+    assert all(tokenizer is not data.tokenizer for tokenizer in Slow.used)
+
+
+def test_a_fault_ahead_is_told_once_its_window_is_reached(make: Callable[..., LitDataModule], tmp_path: Path) -> None:
+    lines = (tmp_path / "train-1.jsonl").read_text().splitlines()
+    lines[17] = json.dumps({"text": "  ", "label": "good"})  # row 22, in the second window
+    (tmp_path / "train-1.jsonl").write_text("\n".join(lines))
+    taken: list[Any] = []
+
+    with pytest.raises(TrainingError, match=r"train-1\.jsonl:18"):
+        for batch in make().train_dataloader():
+            taken.append(batch)
+
+    assert len(taken) == 4
+
+
 def test_a_fault_in_the_first_window_is_told_before_training(
     make: Callable[..., LitDataModule], tmp_path: Path
 ) -> None:
@@ -330,3 +419,24 @@ def test_a_repository_of_the_hub_is_streamed(make: Callable[..., LitDataModule],
 def test_a_part_of_a_split_is_no_stream(make: Callable[..., LitDataModule], on_hub: Hub) -> None:
     with pytest.raises(InputError, match=r"data\.source\.train: 'train\[:10%\]' is a part of a split"):
         make(source={"path": "someone/reviews", "train": "train[:10%]"})
+
+
+def test_each_pair_of_a_packed_stream_is_there_once(make: Callable[..., LitDataModule], tmp_path: Path) -> None:
+    pairs = [{"prompt": row["text"], "chosen": "very good", "rejected": f"the film {row['text']}"} for row in rows()]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    source = {"train": str(tmp_path / "pairs.jsonl")}
+    data = make(task=Preference(loss="orpo"), source=source, packing=True, batch_tokens=96)
+
+    batches = epoch(data)
+
+    found = []
+    for batch in batches:
+        bounds = batch["cu_seq_lens_q"].tolist()
+        sides = [batch["input_ids"][0, start:stop].tolist() for start, stop in pairwise(bounds)]
+        half = len(sides) // 2
+        found += list(zip(sides[:half], sides[half:], strict=True))
+    whole = data.task.encode({name: [pair[name] for pair in pairs] for name in pairs[0]})
+    rows_of = zip(whole["input_ids"], whole["chosen_length"], strict=True)
+    assert sorted(found) == sorted((ids[:length], ids[length:]) for ids, length in rows_of)
+    assert sum(batch["sizes"].rows for batch in batches) == ROWS > 2 * len(batches)
+    assert max(batch["input_ids"].numel() for batch in batches) <= 96

@@ -26,6 +26,14 @@ def test_names_do_not_clash() -> None:
     assert len(EVERYTHING) == len(ON_CPU) + len(CURVES) + len(ON_GPU)
 
 
+@pytest.mark.parametrize("model", ["llama3_8b", "llama3_2_3b"])
+def test_both_models_train_an_adapter_on_whole_and_on_quantized_weights(model: str) -> None:
+    lora, qlora = ON_GPU[f"{model}_lora"], ON_GPU[f"{model}_qlora"]
+
+    assert (lora.nf4, qlora.nf4) == (False, True)
+    assert (qlora.lora, qlora.batch_size) == (lora.lora, lora.batch_size)
+
+
 def test_points_of_a_curve_end_in_their_value() -> None:
     assert all(re.fullmatch(r"[a-z]+_\d+", name) for name in CURVES)
 

@@ -187,14 +187,15 @@ class LitModule(LightningModule):
         if ranks == 1:
             return sizes.targets / max(sizes.step_targets, 1) * accumulated
         if self._step_targets is None or batch_idx % accumulated == 0:
-            # filled on the device, which is not waited for
+            # not waited for, as the copy of a tensor from the host would be
             self._step_targets = torch.full((), float(sizes.step_targets), device=self.device)
             torch.distributed.all_reduce(self._step_targets)
         return sizes.targets / self._step_targets.clamp(min=1) * accumulated * ranks
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the learning rate that the step is made with."""
-        self.log("train/lr", base_rate(optimizer))
+        # filled on the device: of a number Lightning makes a tensor that a GPU is waited for
+        self.log("train/lr", torch.full((), base_rate(optimizer), device=self.device))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch of the validation split."""

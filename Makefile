@@ -4,6 +4,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 DATA ?= $(or $(LIT_HF_DATA),../shared/data)
 BENCH_ARGS ?=
 UV ?= uv==0.13.9
+PIP ?= pip==26.3
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -27,7 +28,7 @@ install: $(STAMP) ## Make the environment, with exact versions
 $(STAMP): setup.cfg constraints.txt requirements.lock
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --upgrade '$(PIP)'
 	@$(BIN)/python -m pip install -qq --require-hashes --no-deps --requirement requirements.lock
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[test,tools,tensorboard]'
 	@touch $@
@@ -70,7 +71,7 @@ $(BENCH_STAMP): setup.cfg constraints.txt benchmarks/requirements.txt benchmarks
   benchmarks/requirements-plot.txt
 	@echo "installing the peers into $(BENCH_VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(BENCH_VENV)
-	@$(BENCH_VENV)/bin/python -m pip install -qq --upgrade pip
+	@$(BENCH_VENV)/bin/python -m pip install -qq --upgrade '$(PIP)'
 	@$(BENCH_VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable . \
 	  --requirement benchmarks/requirements.txt
 	@$(BENCH_VENV)/bin/python -m pip install -qq --no-deps --requirement benchmarks/requirements-bare.txt

@@ -86,7 +86,8 @@ def config_of(workload: Workload, prepared: Prepared) -> dict[str, Any]:
         "trainer": {
             "max_epochs": 1,
             "max_steps": workload.steps or -1,
-            "precision": workload.precision,
+            # quantized weights have a type of their own
+            "precision": "bf16-mixed" if workload.nf4 and workload.precision == "bf16-true" else workload.precision,
             "accelerator": "gpu" if workload.on_gpu else "cpu",
             "devices": workload.ranks,
             "strategy": "ddp" if workload.ranks > 1 else "auto",

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import summaries, without_curves
+from benchmarks.workloads.gpu import ANCHORS
 
 DEFINITIONS = """\
 Every run has a process of its own; lit-hf and its peers take turns. **Speed** is tokens without padding a second, from
 the end of the third optimizer step to the end of the last; nobody validates or saves in between. **Memory** is the peak
 of the process's resident memory until the last step, above what it was after the imports (on a GPU: what tensors took).
-**Loss** and **accuracy** (the share of labels that are right) are those of the saved model on the same validation
-rows, computed by one function for all. A **ratio** is
-lit-hf's figure by the peer's in the same round, the median over rounds and, in brackets, the range: a speed above 1 and
-a memory below 1 are in favour of lit-hf. All train the same weights on the same rows with the same optimizer, batch
-size, precision and threads.
+**Loss** and **accuracy** (the share of labels that are right) are those of the saved model on the same validation rows,
+computed by one function for all. A **ratio** is lit-hf's figure by the peer's in the same round, the median over rounds
+and, in brackets, the range: a speed above 1 and a memory below 1 are in favour of lit-hf. All train the same weights on
+the same rows with the same optimizer, batch size, precision and threads.
 """
+
+ANCHORS_NOTE = "Published by others, on other data: to see whether the figures are of the right size."
 
 
 def markdown(results: Mapping[str, Any], plot: str | None) -> str:
@@ -35,6 +37,7 @@ def markdown(results: Mapping[str, Any], plot: str | None) -> str:
         parts += ["## lit-hf against its peers", _table(RATIOS, map(_ratio_row, rows))]
     if training:
         parts += ["## Figures", _table(FIGURES, map(_figure_row, summaries(training)))]
+        parts += [ANCHORS_NOTE, "\n".join(f"- {anchor}" for anchor in ANCHORS)] if results["machine"]["gpu"] else []
     if results["start"]:
         parts += ["## Start to first step, caches warm", _start(results["start"])]
     if results["resume"]:

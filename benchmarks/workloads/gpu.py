@@ -83,5 +83,6 @@ WORKLOADS = (
     _workload("llama3_8b_lora", LLAMA_3_8B, 1, lora=ADAPTER),
     _workload("llama3_8b_qlora", LLAMA_3_8B, 1, lora=ADAPTER, nf4=True),
     _workload("llama3_2_3b_lora", LLAMA_3_2_3B, 2, lora=ADAPTER),
+    _workload("llama3_2_3b_qlora", LLAMA_3_2_3B, 2, lora=ADAPTER, nf4=True),
     _workload("llama3_2_3b_full", LLAMA_3_2_3B, 2),
 )

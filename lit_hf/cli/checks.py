@@ -19,6 +19,9 @@ SHARDED = "fsdp2"
 OTHER_SHARDING = ("fsdp", "modelparallel", "deepspeed")
 """Parts of the names of others that cut weights."""
 
+WITHIN = ("name", "version", "sub_dir", "filename", "dirpath")
+"""Arguments of loggers and profilers that name something in a folder."""
+
 
 def monitored(task: Task, monitor: str | None) -> str:
     """Return the metric that tells the best checkpoint: the config's, or the task's first."""
@@ -68,9 +71,31 @@ def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
         )
     for callback in callbacks:
         name = getattr(callback, "filename", None)
-        if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+        if leads_out(name):
             what = f"the filename {name} of {type(callback).__name__} leads out of its folder."
             yield Problem("trainer.callbacks", what, "Give a name; where to is said by dirpath.")
+
+
+def writer_problems(key: str, writers: Iterable[object]) -> Iterator[Problem]:
+    """Find loggers or profilers that would write outside of the folder that is theirs.
+
+    Args:
+        key: Where they stand in the config: `trainer.logger` or `trainer.profiler`.
+        writers: The plain values of the config: `class_path` and `init_args`, or a name.
+    """
+    for writer in writers:
+        arguments = (writer.get("init_args") or {}) if isinstance(writer, Mapping) else {}
+        for argument in WITHIN:
+            value = arguments.get(argument)
+            if leads_out(value):
+                what = f"{value} leads out of the folder of the run."
+                cure = "Leave it out, or give a name without .. and without a leading slash."
+                yield Problem(f"{key}.init_args.{argument}", what, cure)
+
+
+def leads_out(name: object) -> bool:
+    """Return whether a name that is put behind a folder leads out of that folder."""
+    return isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts)
 
 
 def guard_problems(skip: int, spike: float | None, has_moving_ranks: bool) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ from lit_hf.cli.checks import (
     strategy_problems,
     streaming_problems,
     validation_problems,
+    writer_problems,
 )
 from lit_hf.cli.config import instantiate, parse
 from lit_hf.data.datamodule import LitDataModule, Stage
@@ -204,6 +205,7 @@ class TrainerCLI(LightningCLI):
                 self._precision_problems,
                 self._guard_problems,
                 lambda: callback_problems(_listed(self.config_init.trainer.callbacks)),
+                self._writer_problems,
                 lambda: validation_problems(
                     self.config_init.trainer.val_check_interval, self.config_init.trainer.accumulate_grad_batches
                 ),
@@ -257,6 +259,10 @@ class TrainerCLI(LightningCLI):
     def _monitor_problems(self, stage: str) -> Iterator[Problem]:
         monitor = monitored(self.task, self.config.monitor)
         return monitor_problems(self.task, monitor, stage != "fit" or self._validates, self.config.patience)
+
+    def _writer_problems(self) -> Iterator[Problem]:
+        for key in ("logger", "profiler"):
+            yield from writer_problems(f"trainer.{key}", _listed(self.resolved["trainer"][key]))
 
     def _guard_problems(self) -> Iterator[Problem]:
         config = self.config

@@ -1,4 +1,8 @@
-"""A training step without weights: the model's own forward, backward and update on tensors that hold no numbers."""
+"""A training step without weights: the model's own forward, backward and update on tensors that hold no numbers.
+
+accelerate's estimator (`accelerate estimate-memory`) is not the base: it takes weights, gradients and Adam's state for
+multiples of the checkpoint's size, and knows nothing of activations, adapters, frozen or quantized weights.
+"""
 
 from __future__ import annotations
 

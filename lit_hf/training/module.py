@@ -106,6 +106,7 @@ class LitModule(LightningModule):
         self.draw_batches: Draw | None = None
         self.scores = ModuleDict()  # by split
         self.results: dict[str, Any] = {}
+        self._step_targets: Tensor | None = None  # of all ranks, for the optimizer step that is being made
         self.stored: Collection[str] | None = None  # names of the model's tensors that go into checkpoints; None: all
 
     @property
@@ -172,25 +173,29 @@ class LitModule(LightningModule):
         if added is not None:
             values["regularization"] = added.detach()
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch["sizes"].rows)
-        share = loss * self._share(batch["sizes"])
+        share = loss * self._share(batch["sizes"], batch_idx)
         return {"loss": share if added is None else share + added, "mean_loss": loss.detach()}
 
-    def _share(self, sizes: Sizes) -> Tensor | float:
+    def _share(self, sizes: Sizes, batch_idx: int) -> Tensor | float:
         """Return the factor by which a step's loss is the mean over all its targets.
 
         Lightning takes the mean of the losses of the accumulated batches and of the ranks; with unequal numbers of
-        targets that is not the mean over targets.
+        targets that is not the mean over targets. The ranks' targets are added up at the first batch of a step, which
+        is at a multiple of the accumulated ones: each epoch starts a step, and runs resume between steps.
         """
         accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
         if ranks == 1:
             return sizes.targets / max(sizes.step_targets, 1) * accumulated
-        all_targets = torch.tensor(float(sizes.step_targets), device=self.device)
-        torch.distributed.all_reduce(all_targets)
-        return sizes.targets / all_targets.clamp(min=1) * accumulated * ranks
+        if self._step_targets is None or batch_idx % accumulated == 0:
+            # not waited for, as the copy of a tensor from the host would be
+            self._step_targets = torch.full((), float(sizes.step_targets), device=self.device)
+            torch.distributed.all_reduce(self._step_targets)
+        return sizes.targets / self._step_targets.clamp(min=1) * accumulated * ranks
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the learning rate that the step is made with."""
-        self.log("train/lr", base_rate(optimizer))
+        # filled on the device: of a number Lightning makes a tensor that a GPU is waited for
+        self.log("train/lr", torch.full((), base_rate(optimizer), device=self.device))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch of the validation split."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, results
+from benchmarks.workloads import gpu
 
 MACHINE = {
     "date": "2026-11-22T12:00+00:00",
@@ -63,6 +64,17 @@ def test_points_of_a_curve_are_compared_and_have_a_table_of_their_own() -> None:
         ("hf_trainer", 1000, 1.0),
         ("lit_hf", 1000, 3.0),
     ]
+
+
+def test_published_figures_stand_under_those_of_a_gpu_only() -> None:
+    runs = [run("llama3_8b_lora", "lit_hf", 12_000.0)]
+
+    on_gpu = report.markdown(results.merge({}, runs, {**MACHINE, "gpu": "NVIDIA H100"}), None)
+    on_cpu = report.markdown(results.merge({}, runs, MACHINE), None)
+
+    _, _, below = on_gpu.partition("| llama3_8b_lora | lit_hf | 12,000 |")
+    assert [line[2:] for line in below.splitlines() if line.startswith("- ")] == list(gpu.ANCHORS)
+    assert "torchtitan" not in on_cpu
 
 
 def test_a_start_s_ratio_is_more_than_one_where_lit_hf_is_slower() -> None:

@@ -6,6 +6,7 @@ import os
 import pytest
 import yaml
 
+from lit_hf.cli.checks import writer_problems
 from lit_hf.cli.main import main
 from tests import tiny_run
 
@@ -76,3 +77,33 @@ def test_a_callback_s_file_stays_in_its_folder(folder, tiny_text_model, messages
     assert main(["fit", "-c", "tiny.yaml", "-c", "callback.yaml", "--name", "tiny"]) == 2
     assert "trainer.callbacks: the filename ../../x of ModelCheckpoint leads out" in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "writer", "argument", "value"),
+    [
+        ("logger", "CSVLogger", "name", "../../x"),
+        ("logger", "CSVLogger", "version", "/tmp/x"),
+        ("logger", "TensorBoardLogger", "sub_dir", "a/../../x"),
+        ("profiler", "SimpleProfiler", "filename", "../x"),
+        ("profiler", "PyTorchProfiler", "dirpath", "../x"),
+    ],
+)
+def test_loggers_and_profilers_stay_in_theirs(
+    folder, tiny_text_model, messages_restored, capsys, key, writer, argument, value
+):
+    tiny_run.write(folder, tiny_text_model)
+    place = {} if key == "profiler" else {"save_dir": "logs"}
+    settings = {"class_path": f"lightning.pytorch.{key}s.{writer}", "init_args": {**place, argument: value}}
+    (folder / "writer.yaml").write_text(yaml.safe_dump({"trainer": {key: settings}}))
+    assert main(["fit", "-c", "tiny.yaml", "-c", "writer.yaml", "--name", "tiny"]) == 2
+    assert f"trainer.{key}.init_args.{argument}: {value} leads out of the folder of the run." in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_a_list_of_loggers_is_looked_through_and_plain_names_are_taken():
+    def logger(name):
+        return {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "/logs", "name": name}}
+
+    assert list(writer_problems("trainer.logger", [True, "simple", logger("a/b"), logger(None), logger("..x")])) == []
+    assert len(list(writer_problems("trainer.logger", [logger("a"), logger("../b"), logger("/c")]))) == 2

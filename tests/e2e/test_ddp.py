@@ -6,10 +6,12 @@ import random
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
@@ -216,16 +218,48 @@ def test_tags_of_sentences_of_unequal_length(folder, tiny_text_model):
     assert_told_once(told)
 
 
+class CountSums(Callback):
+    """Writes down how often the ranks add something up between each batch's forward and backward pass."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.counts = []
+        self.all_reduce = torch.distributed.all_reduce
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.model.register_forward_hook(self._count)
+
+    def _count(self, model, inputs, outputs):
+        if model.training:
+            self.counts.append(0)
+            torch.distributed.all_reduce = self._counted
+
+    def _counted(self, *args, **settings):
+        self.counts[-1] += 1
+        return self.all_reduce(*args, **settings)
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        torch.distributed.all_reduce = self.all_reduce
+
+    def on_train_end(self, trainer, pl_module):
+        Path(f"{self.file}{trainer.global_rank}").write_text(json.dumps(self.counts))
+
+
 def test_an_adapter_with_accumulated_batches(folder, tiny_text_model):
     adapter = {"class_path": "peft.LoraConfig", "init_args": {"r": 4, "target_modules": "all-linear"}}
     model = {"checkpoint": str(tiny_text_model), "adapter": adapter}
     write(folder, {"class_path": "TextClassification"}, model, *opinions(), SGD)
     accumulate = ("--trainer.accumulate_grad_batches", "2")
-    one, (two, told) = fit_alone(folder, "one", 8, *accumulate), fit_together(folder, "two", 4, *accumulate)
+    count = {"class_path": f"{__name__}.CountSums", "init_args": {"file": str(folder / "counts")}}
+    counted = f"--trainer.callbacks+={json.dumps(count)}"
+    one, (two, told) = fit_alone(folder, "one", 8, *accumulate), fit_together(folder, "two", 4, *accumulate, counted)
     # hardly anything is learnt, so that rows are nearly of the same probability and may change places
     assert_same(one, two, steps=10, without=["val/auroc"])
     assert_same_weights(one, two)
     assert_told_once(told)
+    # nine batches an epoch: the last one is a step by itself
+    counts = [json.loads((folder / f"counts{rank}").read_text()) for rank in (0, 1)]
+    assert counts == [[1, 0, 1, 0, 1, 0, 1, 0, 1] * 2] * 2
 
 
 def test_an_adapter_on_quantized_weights_goes_on_where_it_was(folder, tiny_text_model):

@@ -32,6 +32,8 @@ def disk(tmp_path):
     try:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", folder], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
+        if "CI" in os.environ:
+            raise  # CI runs as root: a run without these tests must not look like one with them
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)  # a checkpoint may still be mapped

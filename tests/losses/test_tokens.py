@@ -95,22 +95,43 @@ def test_a_method_with_a_loss_of_its_own_computes_it():
     assert not token_loss._is_known(get_peft_model(copy.deepcopy(model), config))
 
 
-def quantized(head):
+def in_4_bits(module):
     bnb = pytest.importorskip("bitsandbytes")
+    found = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4")
+    found.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+    return found.to("cpu")
+
+
+def in_8_bits(module):
+    bnb = pytest.importorskip("bitsandbytes")
+    found = bnb.nn.Linear8bitLt(module.in_features, module.out_features, bias=False, has_fp16_weights=False)
+    found.weight = bnb.nn.Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
+    return found.to("cpu")
+
+
+def in_8_bits_of_torchao(module):
+    quantization = pytest.importorskip("torchao.quantization")
+    found = copy.deepcopy(module)
+    quantization.quantize_(found, quantization.Int8WeightOnlyConfig())
+    return found
+
+
+def quantized(head, by):
     model = copy.deepcopy(model_of("decoder", "llama"))
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and (head or name != "lm_head"):
-            weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
-            four_bit = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4")
-            four_bit.weight = weight
-            model.set_submodule(name, four_bit.to("cpu"))
+            model.set_submodule(name, by(module))
     return get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
 
 
 @pytest.mark.parametrize("head", [False, True], ids=["plain_head", "quantized_head"])
-def test_adapters_on_a_4_bit_base_train_as_with_the_plain_loss(head, small_chunks):
-    model, batch = quantized(head).train(), batch_of("decoder")
+@pytest.mark.parametrize("by", [in_4_bits, in_8_bits, in_8_bits_of_torchao])
+def test_adapters_on_a_quantized_base_train_as_with_the_plain_loss(head, by, small_chunks):
+    linear, values = torch.nn.Linear(16, 16, bias=False), torch.randn(4, 16)
+    assert 0 < (by(linear)(values) - linear(values)).abs().max() < 0.5
+    model, batch = quantized(head, by).train(), batch_of("decoder")
     assert_same(lean(model, batch, 0.0, True), plain(model, batch))
+    assert token_loss._tap(model.get_base_model().get_output_embeddings()).usable
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral_balanced"])

@@ -19,6 +19,9 @@ from lit_hf.training.shards import local
 
 _log = logging.getLogger("lit_hf")
 
+EVERY = 50
+"""Batches between two looks at what an accelerator has computed, for which it is waited for."""
+
 
 class StopOnNonFinite(Callback):
     """Ends the run when a training loss or a trained weight is NaN or infinite, before that is saved.
@@ -35,14 +38,14 @@ class StopOnNonFinite(Callback):
     file as it was. It does not call it for checkpoints that hold the weights only.
 
     Args:
-        every_n_batches: How often an accelerator is waited for.
+        every_n_batches: How often the device is waited for; by default 50, and 1 on the CPU.
         skip: Optimizer steps that may be left out in the whole run.
 
     Attributes:
         skipped: Those that were.
     """
 
-    def __init__(self, every_n_batches: int = 50, skip: int = 0) -> None:
+    def __init__(self, every_n_batches: int | None = None, skip: int = 0) -> None:
         self.every_n_batches = every_n_batches
         self.skip = skip
         self.skipped = 0
@@ -92,7 +95,7 @@ class StopOnNonFinite(Callback):
         if self.skip:
             return  # it was judged before the step
         self._losses.append((trainer.global_step, trainer.current_epoch + 1, outputs["mean_loss"]))
-        every = 1 if pl_module.device.type == "cpu" else self.every_n_batches
+        every = self.every_n_batches or (1 if pl_module.device.type == "cpu" else EVERY)
         if (batch_idx + 1) % every == 0:
             self._check_losses(trainer)
 

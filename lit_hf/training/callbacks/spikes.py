@@ -14,8 +14,8 @@ from torch import Tensor
 
 _log = logging.getLogger("lit_hf")
 
-WINDOW, FEWEST = 100, 20
-"""Batches that the usual loss is the median over, and those that it takes to know it."""
+WINDOW, FEWEST, EVERY = 100, 20, 50
+"""Batches that the usual loss is the median over, those that it takes to know it, and those between two looks at it."""
 
 
 class LossSpikes(Callback):
@@ -26,13 +26,13 @@ class LossSpikes(Callback):
 
     Args:
         factor: A loss is a spike if it is more than that many times the median of the last hundred.
-        every_n_batches: How often an accelerator is waited for.
+        every_n_batches: How often the device is waited for; by default 50, and 1 on the CPU.
 
     Attributes:
         count: The spikes so far.
     """
 
-    def __init__(self, factor: float, every_n_batches: int = 50) -> None:
+    def __init__(self, factor: float, every_n_batches: int | None = None) -> None:
         self.factor = factor
         self.every_n_batches = every_n_batches
         self.count = 0
@@ -53,7 +53,7 @@ class LossSpikes(Callback):
     ) -> None:
         """Keep the loss, and read those kept when it is time to."""
         self._unread.append((trainer.global_step, batch_idx + 1, outputs["mean_loss"]))
-        every = 1 if pl_module.device.type == "cpu" else self.every_n_batches
+        every = self.every_n_batches or (1 if pl_module.device.type == "cpu" else EVERY)
         if (batch_idx + 1) % every == 0:
             self._read(trainer)
 

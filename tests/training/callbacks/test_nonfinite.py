@@ -151,7 +151,7 @@ def test_all_ranks_stop_when_one_has_a_bad_loss(run: RunFolder) -> None:
 
     settings = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
     with pytest.raises(ProcessRaisedException, match="TrainingError"):
-        tiny_trainer(run.path, callbacks=[Tell(run)], **settings).fit(OneRank(), Batches(6))
+        tiny_trainer(run.path, callbacks=[Tell()], **settings).fit(OneRank(), Batches(6))
 
     assert (run.path / "0.txt").read_text().startswith("3 step 3, epoch 1: the training loss of another process")
     assert (run.path / "1.txt").read_text().startswith("3 step 3, epoch 1: the training loss is nan")

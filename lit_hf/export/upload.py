@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 DECISIVE = ("config.json", ADAPTER_CONFIG, f"{MODEL_CONFIG}/config.json")
 """Files by which libraries tell a whole model from an adapter: left over from another export, they would mislead."""
+
+WEIGHTS = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""What transformers and PEFT name weights; others in a repository are somebody's own."""
 
 
 def upload(
@@ -80,5 +84,4 @@ def upload(
 def _left_over(api: HfApi, repo: str, revision: str | None, files: Sequence[str]) -> list[str]:
     """Return what an export of another kind, or with other parts, left in the repository."""
     there = api.list_repo_files(repo, revision=revision)
-    weights = (name for name in there if "/" not in name and name.endswith((".safetensors", ".safetensors.index.json")))
-    return sorted({*weights, *(name for name in there if name in DECISIVE)} - set(files))
+    return sorted({name for name in there if name in DECISIVE or WEIGHTS.fullmatch(name)} - set(files))

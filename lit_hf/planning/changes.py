@@ -104,7 +104,7 @@ def _steps(planner: Planner) -> list[Step]:
     case, found = planner.case, []
     if not case.setting.switches.gradient_checkpointing:
         found.append(Step("gradient checkpointing", CHECKPOINTING, _checkpointed))
-    if case.rows > 1:
+    if _most_parts(planner) > 1:
         found.append(_smaller_batch(planner))
     optimizer, is_cut = type(case.module.optimizer([nn.Parameter(torch.zeros(1))])), case.strategy == FSDP2
     if case.strategy == DDP and _can_be_cut(case.setting, optimizer):
@@ -150,14 +150,20 @@ def _half(planner: Planner) -> Step:
 
 
 def _smaller_batch(planner: Planner) -> Step:
-    """Return the largest batch that fits, by halves, with as many more batches a step; or one of a single row."""
-    rows, halves = planner.case.rows, 1
-    while rows // (2 * halves) >= 1:
+    """Return the largest batch that fits, by halves, with as many more batches a step; or the smallest of them."""
+    most, halves = _most_parts(planner), 1
+    while 2 * halves <= most:
         halves *= 2
         step = _batch(planner, halves)
         if _try(planner, [step]).fits:
             break
     return step
+
+
+def _most_parts(planner: Planner) -> int:
+    """Return into how many parts a batch can be divided: down to one row, and to a budget that has room for any."""
+    rows, work = planner.case.rows, planner.work
+    return rows if work.batch_tokens is None else min(rows, work.batch_tokens // work.longest_row)
 
 
 def _batch(planner: Planner, parts: int) -> Step:
@@ -174,7 +180,8 @@ def _batch(planner: Planner, parts: int) -> Step:
 def _combinations(planner: Planner, steps: Sequence[Step]) -> Iterator[list[Step]]:
     """Yield changes that go together, from the smallest combination on."""
     by_option = {step.option: step for step in steps}
-    smallest = _batch(planner, planner.case.rows) if planner.case.rows > 1 else None
+    most = _most_parts(planner)
+    smallest = _batch(planner, most) if most > 1 else None
     checkpointing, sharding, lora, qlora = map(by_option.get, (CHECKPOINTING, SHARDING, LORA, QLORA))
     half = by_option.get(_half(planner).option) if planner.machine.is_gpu else None
     seen: list[list[Step]] = []

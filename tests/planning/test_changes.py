@@ -125,6 +125,17 @@ def test_a_budget_of_tokens_is_halved_as_well(planner):
     assert option == "--data.batch_tokens 128 --trainer.accumulate_grad_batches 2"
 
 
+def test_a_budget_of_tokens_keeps_room_for_the_longest_row(planner):
+    plain = planner(machine(memory=1), data={"batch_tokens": 100})  # of rows of 32 tokens
+    tried = [option for change in changes(plain, False) for option in change.options if "batch_tokens" in option]
+    assert set(tried) == {
+        "--data.batch_tokens 50 --trainer.accumulate_grad_batches 2",
+        "--data.batch_tokens 33 --trainer.accumulate_grad_batches 3",
+    }
+    narrow = planner(machine(memory=1), data={"batch_tokens": 63})
+    assert not any("batch_tokens" in option for change in changes(narrow, False) for option in change.options)
+
+
 def test_combinations_are_tried_only_where_nothing_fits_and_up_to_one_that_does(planner):
     plain = planner(machine(memory=1, devices=2), strategy="fsdp")
     single, combined = _tried(plain)

@@ -18,7 +18,8 @@ from lit_hf.cli.options import Parser
 from lit_hf.errors import InputError, Problem, holds_secret, raise_problems
 from lit_hf.export.upload import upload
 from lit_hf.hub import LOGIN, is_local
-from lit_hf.models.folder import ADAPTER_CONFIG, CARD, FILES, MANIFEST, damaged_weights, is_adapter
+from lit_hf.models.damage import damaged_weights
+from lit_hf.models.folder import ADAPTER_CONFIG, CARD, FILES, MANIFEST, is_adapter
 from lit_hf.run import RunFolder
 
 log = logging.getLogger(__name__)

@@ -126,14 +126,15 @@ def test_a_budget_of_tokens_is_halved_as_well(planner):
 
 
 def test_a_budget_of_tokens_keeps_room_for_the_longest_row(planner):
-    plain = planner(machine(memory=1), data={"batch_tokens": 100})  # of rows of 32 tokens
-    tried = [option for change in changes(plain, False) for option in change.options if "batch_tokens" in option]
-    assert set(tried) == {
-        "--data.batch_tokens 50 --trainer.accumulate_grad_batches 2",
-        "--data.batch_tokens 33 --trainer.accumulate_grad_batches 3",
+    plain = planner(machine(memory=1), data={"batch_tokens": 256})  # 8 rows of 32 tokens
+    plain.work = replace(plain.work, longest_row=80)  # of which another batch has one
+    tried = {option for change in changes(plain, False) for option in change.options if "batch_tokens" in option}
+    assert tried == {
+        "--data.batch_tokens 128 --trainer.accumulate_grad_batches 2",
+        "--data.batch_tokens 85 --trainer.accumulate_grad_batches 3",
     }
-    narrow = planner(machine(memory=1), data={"batch_tokens": 63})
-    assert not any("batch_tokens" in option for change in changes(narrow, False) for option in change.options)
+    plain.work = replace(plain.work, longest_row=129)
+    assert not any("batch_tokens" in option for change in changes(plain, False) for option in change.options)
 
 
 def test_combinations_are_tried_only_where_nothing_fits_and_up_to_one_that_does(planner):

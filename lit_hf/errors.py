@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple
 
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"\bhf_\w{16,}|(?<=://)[^/\s@]+@")
+_SECRET_TEXT = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|gh[pous]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,})"
+    r"|(?<=://)([^/\s@:]*:[^/\s@]+|[^/\s@:]{20,})@"
+)
+"""Tokens of the Hub, of W&B, of GitHub and of those who copy OpenAI's; logins in URLs, with a password or like one."""
 
 
 class Problem(NamedTuple):
@@ -138,14 +142,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def environment_secrets() -> list[str]:
-    """Return the values of environment variables whose name says that they are secret."""
-    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET_NAME.search(name)]
+    """Return the values of environment variables whose name says that they are secret; a path to one is not."""
+    return [
+        value for name, value in os.environ.items() if len(value) >= 8 and value[0] != "/" and _SECRET_NAME.search(name)
+    ]
+
+
+def holds_secret(text: str) -> bool:
+    """Say whether something stands in a text that `without_secrets` stars out."""
+    return bool(_SECRET_TEXT.search(text)) or any(secret in text for secret in environment_secrets())
 
 
 def without_secrets(text: str) -> str:
     """Return a text with what looks like a secret starred out.
 
-    Secrets are the values of environment variables whose name says so, tokens of the Hub, and logins in URLs.
+    Secrets are the values of environment variables whose name says so, tokens of known services, and logins in URLs.
     """
     for value in environment_secrets():
         text = text.replace(value, "***")

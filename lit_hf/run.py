@@ -18,7 +18,7 @@ from lit_hf.checkpoints import STATE, Damaged, newest_valid, read_manifest, veri
 from lit_hf.errors import InputError, Problem
 from lit_hf.writing import flush_one, write_atomically
 
-SECONDS_TO_LEAVE = 10.0
+SECONDS_TO_LET_GO = 10.0
 """How long the processes that prepare batches may take to notice that the run they belong to was killed."""
 
 
@@ -151,7 +151,7 @@ def _lock(handle: int) -> bool:
         import fcntl
     except ImportError:
         return True
-    until = time.monotonic() + SECONDS_TO_LEAVE
+    until = time.monotonic() + SECONDS_TO_LET_GO
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

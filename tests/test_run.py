@@ -47,7 +47,7 @@ def test_a_run_without_a_name_is_named_after_its_configs(configs, name):
 
 
 def test_a_run_is_held_by_one_process_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(lit_hf.run, "SECONDS_TO_LEAVE", 0.0)
+    monkeypatch.setattr(lit_hf.run, "SECONDS_TO_LET_GO", 0.0)
     run = RunFolder(tmp_path / "runs" / "a")
     with run.held():
         with pytest.raises(InputError, match=r"another process is training the run .*/runs/a\.[^$]*--name"), run.held():
@@ -76,5 +76,7 @@ def test_nothing_is_left_of_a_run_that_was_not_started(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_left_to_others_to_tell(tmp_path):
     (tmp_path / "file").touch()
-    with RunFolder(tmp_path / "file" / "a").held():
-        pass
+    run = RunFolder(tmp_path / "file" / "a")
+    with run.held(), pytest.raises(InputError, match="cannot be written"):
+        run.create()
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]

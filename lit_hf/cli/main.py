@@ -42,7 +42,7 @@ exit codes:
   1    an unexpected failure
   2    bad input: config, options, data; nothing was started
   3    training failed, and the last good checkpoint is kept, and named; or a push was cut short: run it again
-  75   told to end (SIGTERM); the same command goes on from the last checkpoint
+  75   fit was told to end (SIGTERM); the same command goes on from the last checkpoint
   130  interrupted (Ctrl-C); the same command goes on from the last checkpoint
 
 examples:

@@ -15,11 +15,11 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from lit_hf.cli.export import current_export
 from lit_hf.cli.options import Parser
-from lit_hf.cli.secrets import holds_secret
-from lit_hf.errors import InputError, Problem, raise_problems
+from lit_hf.errors import InputError, Problem, holds_secret, raise_problems
 from lit_hf.export.upload import upload
 from lit_hf.hub import LOGIN, is_local
-from lit_hf.models.folder import ADAPTER_CONFIG, CARD, FILES, MANIFEST, damaged_weights, is_adapter
+from lit_hf.models.damage import damaged_weights
+from lit_hf.models.folder import ADAPTER_CONFIG, CARD, FILES, MANIFEST, is_adapter
 from lit_hf.run import RunFolder
 
 log = logging.getLogger(__name__)

@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterator
 
 from lit_hf.cli.reading import Value, walk_scalars
-from lit_hf.errors import Problem, environment_secrets
+from lit_hf.errors import Problem, holds_secret
 
 CURE = "Remove it. Log in with `hf auth login` or `wandb login`, or set HF_TOKEN or WANDB_API_KEY."
 
 _KEY = re.compile(r"(^|_)(token|api_?key|password|passwd|secret|access_?key|credentials?)$", re.IGNORECASE)
-_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|gh[pous]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
-_LOGIN = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
 _WANDB_KEY = re.compile(r"^[0-9a-f]{40}$")
 _GIT_HASH_KEY = re.compile(r"revision|commit|sha|hash|version", re.IGNORECASE)
 
@@ -41,10 +39,3 @@ def _is_secret_value(name: str, scalar: Value) -> bool:
         return False
     # A W&B key looks like a git revision.
     return holds_secret(text) or bool(_WANDB_KEY.match(text) and not _GIT_HASH_KEY.search(name))
-
-
-def holds_secret(text: str) -> bool:
-    """Say whether a token, a login in a URL, or a secret of the environment stands in a text."""
-    if _LOGIN.search(text) or _VALUE.search(text):
-        return True
-    return any(secret in text for secret in environment_secrets() if secret[0] != "/")

@@ -156,10 +156,10 @@ def _source(task_class: type[Task]) -> list[str]:
 
 
 def _helpers() -> str:
-    """Return a hash of lit-hf's own files that tasks encode with, so that a mended one encodes anew."""
+    """Return a hash of lit-hf's own files that tasks encode and score rows with, so that a mended one does it anew."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for room in ("data", "evaluation", "tasks"):
+    for room in ("data", "evaluation", "losses", "tasks"):
         for file in sorted((package / room).glob("*.py")):
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()

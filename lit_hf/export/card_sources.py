@@ -52,7 +52,7 @@ def _described(source: Mapping[str, Any]) -> Described:
 
 def _splits(source: Mapping[str, Any]) -> dict[str, str]:
     splits = {name: f"`{_listed(source[name])}`" for name in ("train", "validation") if source.get(name)}
-    if "validation" not in splits and source.get("validation_share"):
+    if "validation" not in splits and source.get("validation_share") and not source.get("streaming"):
         share = f"{100 * source['validation_share']:g}% of the training rows, held out"
         splits["validation"] = f"its validation split; where it has none, {share}" if source.get("path") else share
     if source.get("limit"):

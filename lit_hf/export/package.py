@@ -8,7 +8,7 @@ import logging
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ from lit_hf.errors import InputError, LitHFError, Problem, raise_problems
 from lit_hf.export.merging import Loss, loss_of_precision
 from lit_hf.export.merging import merge as merge_adapter
 from lit_hf.export.model_card import Provenance, keep_edited_card, write_card
-from lit_hf.export.verify import answers, tolerance_for, verify
+from lit_hf.export.verify import Answers, answers, tolerance_for, verify
 from lit_hf.models.adapters import settle_ranks
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
 from lit_hf.models.quantization import merge_problems, stored_quantization
@@ -64,36 +64,56 @@ def export(
     """
     folder = Path(folder).resolve()
     raise_problems(check(model, merge))
-    merged = merge and isinstance(model, PeftModel)
-    expected = answers(model, task.tokenizer)
-    written, lost = model, None
-    if merge and isinstance(model, PeftModel):
-        written = merge_adapter(model)
-        after = answers(written, task.tokenizer)
-        if lost := loss_of_precision(model, expected, after):
-            expected, merged = after, False  # what is written is compared with what was merged
-    if isinstance(written, PeftModel):
-        settle_ranks(written)
-    temporary = _make_sibling(folder, _size(written))
+    written = _to_write(model, task, merge)
+    temporary = _make_sibling(folder, _size(written.model))
     trusted = type(_plain(model)).__module__.startswith("transformers_modules")
     try:
-        _write(written, task, temporary)
-        task.export_files(temporary)
-        card = write_card(temporary, model, task, origin, lost)
-        _write_manifest(task, record, temporary, lost, card, origin)
+        _write(written.model, task, temporary)
+        card = write_card(temporary, model, task, origin, written.lost)
+        _write_manifest(task, record, temporary, written.lost, card, origin)
         keep_edited_card(folder, temporary)
-        tolerance = tolerance_for(written.dtype, merged)
-        difference = verify(temporary, task.auto_class, task.tokenizer, expected, tolerance, trusted)
+        difference = verify(temporary, task.auto_class, task.tokenizer, written.answers, written.tolerance, trusted)
         flush(temporary)  # before it gets its name
         _publish(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise LitHFError(Problem(str(folder), f"the export could not be written: {error}.")) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if lost:
-        logger.info("%s", lost)
-    what = "adapter" if isinstance(written, PeftModel) else "merged model" if written is not model else "model"
-    logger.info("exported the %s to %s; reloaded, its outputs differ by %.1g at most", what, folder, difference)
+    if written.lost:
+        logger.info("%s", written.lost)
+    logger.info("exported the %s to %s; reloaded, its outputs differ by %.1g at most", written.kind, folder, difference)
+
+
+class _Written(NamedTuple):
+    """A model as it is written, and what it must answer when it is reloaded.
+
+    Attributes:
+        kind: What it is, in a word or two.
+        model: The model, its adapter merged if that is asked for.
+        answers: What it answers.
+        tolerance: How far the reloaded one may be from them.
+        lost: What merging has changed, if it is more than rounding.
+    """
+
+    kind: str
+    model: PreTrainedModel
+    answers: Answers
+    tolerance: float
+    lost: Loss | None = None
+
+
+def _to_write(model: PreTrainedModel, task: Task, merge: bool) -> _Written:
+    expected = answers(model, task.tokenizer)
+    if not (merge and isinstance(model, PeftModel)):
+        if is_adapter := isinstance(model, PeftModel):
+            settle_ranks(model)
+        kind = "adapter" if is_adapter else "model"
+        return _Written(kind, model, expected, tolerance_for(model.dtype, False))
+    kind, merged = "merged model", merge_adapter(model)
+    after = answers(merged, task.tokenizer)
+    if lost := loss_of_precision(model, expected, after):  # what is written is compared with what was merged
+        return _Written(kind, merged, after, tolerance_for(merged.dtype, False), lost)
+    return _Written(kind, merged, expected, tolerance_for(merged.dtype, True))
 
 
 def check(model: PreTrainedModel | PeftModel, merge: bool) -> list[Problem]:
@@ -168,6 +188,7 @@ def _write(model: PreTrainedModel, task: Task, folder: Path) -> None:
     else:
         model.save_pretrained(str(folder))
     task.tokenizer.save_pretrained(folder)
+    task.export_files(folder)
 
 
 def _write_manifest(

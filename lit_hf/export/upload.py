@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -18,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 DECISIVE = ("config.json", ADAPTER_CONFIG, f"{MODEL_CONFIG}/config.json")
 """Files by which libraries tell a whole model from an adapter: left over from another export, they would mislead."""
+
+WEIGHTS = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""What transformers and PEFT name weights; others in a repository are somebody's own."""
 
 
 def upload(
@@ -50,16 +55,9 @@ def upload(
         UploadError: If it was cut short: the same call goes on.
     """
     api = HfApi(library_name="lit-hf", library_version=__version__)
-    try:
-        address = str(api.create_repo(repo, private=private or None, exist_ok=True))
-        if private and not api.model_info(repo).private:
-            what = f"{repo} is there already, and public: only a new repository can be made private here."
-            raise InputError(Problem("--private", what, "Make it private on its page on the Hub, or name another one."))
-        if revision and not revision.startswith("refs/"):
-            api.create_branch(repo, branch=revision, exist_ok=True)
+    with _failures_told(repo):
+        address = _make_repository(api, repo, private, revision)
         left_over = _left_over(api, repo, revision, files)
-        if left_over:
-            logger.info("removed from %s, as they are of another export: %s", repo, ", ".join(left_over))
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -68,17 +66,37 @@ def upload(
             revision=revision,
             commit_message=message or f"Upload a model with lit-hf {__version__}",
         )
+    return f"{address}/tree/{revision}" if revision else address
+
+
+@contextmanager
+def _failures_told(repo: str) -> Iterator[None]:
+    """Turn what the Hub and the network raise into errors that say what to do."""
+    try:
+        yield
     except LitHFError:
         raise
     except Exception as error:
         if (told := upload_error(repo, error)) is None:
             raise
         raise told from error
-    return f"{address}/tree/{revision}" if revision else address
+
+
+def _make_repository(api: HfApi, repo: str, private: bool, revision: str | None) -> str:
+    """Make a repository and its branch where they are not there, and return its address."""
+    address = str(api.create_repo(repo, private=private or None, exist_ok=True))
+    if private and not api.model_info(repo).private:
+        what = f"{repo} is there already, and public: only a new repository can be made private here."
+        raise InputError(Problem("--private", what, "Make it private on its page on the Hub, or name another one."))
+    if revision and not revision.startswith("refs/"):
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    return address
 
 
 def _left_over(api: HfApi, repo: str, revision: str | None, files: Sequence[str]) -> list[str]:
     """Return what an export of another kind, or with other parts, left in the repository."""
     there = api.list_repo_files(repo, revision=revision)
-    weights = (name for name in there if "/" not in name and name.endswith((".safetensors", ".safetensors.index.json")))
-    return sorted({*weights, *(name for name in there if name in DECISIVE)} - set(files))
+    left_over = sorted({name for name in there if name in DECISIVE or WEIGHTS.fullmatch(name)} - set(files))
+    if left_over:
+        logger.info("removed from %s, as they are of another export: %s", repo, ", ".join(left_over))
+    return left_over

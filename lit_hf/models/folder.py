@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lit_hf.errors import InputError, Problem, raise_problems
 from lit_hf.hub import load_problem
+from lit_hf.models.damage import damaged_weights
 
 if TYPE_CHECKING:
     import torch
@@ -118,21 +119,6 @@ def load_model(
     if not is_placed:
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its arguments
     return model.eval()
-
-
-def damaged_weights(folder: Path) -> list[Problem]:
-    """Return a problem for each safetensors file that is cut off or otherwise unreadable; reads the headers only."""
-    from safetensors import SafetensorError, safe_open
-
-    problems = []
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            cure = "Write it again: lit-hf export, or download it again."
-            problems.append(Problem(str(path), f"the file is damaged or cut off ({error}).", cure))
-    return problems
 
 
 _BASE = "base_model_name_or_path"

@@ -18,6 +18,9 @@ WHERE = "--device_map"
 NO_FOLDER = Problem("--offload_folder", "is missing: weights go to the disk.", "Give a folder for them.")
 MERGE = "Merge it first: lit-hf export <run> --merge."
 
+OWN_FOLDER = "lit-hf-offload"
+"""Name of the folder that weights go to, inside the one that is given: of what else lies there nothing is touched."""
+
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways in which accelerate finds a place for each module by itself."""
 
@@ -29,7 +32,7 @@ class Offload:
     Attributes:
         device_map: `auto` and its like, or the device of each module by name: a GPU's number, `cpu` or `disk`.
         max_memory: The most that a GPU by its number, or `cpu`, takes: bytes, or such as `20GiB`.
-        folder: Where weights lie that go to the disk, unless they can stay in their own files.
+        folder: Where weights lie that go to the disk, unless they can stay in their own files: in `OWN_FOLDER` there.
     """
 
     device_map: str | Mapping[str, int | str] = "auto"
@@ -51,7 +54,7 @@ class Offload:
         if self.max_memory is not None:
             arguments["max_memory"] = dict(self.max_memory)
         if self.folder is not None:
-            arguments["offload_folder"] = str(self.folder)
+            arguments["offload_folder"] = str(self.folder / OWN_FOLDER)
         return arguments
 
     def spread(self, model: PeftModel) -> PeftModel:
@@ -83,15 +86,14 @@ class Offload:
             places = {name: places[""] for name, _ in model.named_children()}
         if self.folder is None and "disk" in places.values():
             raise InputError(NO_FOLDER)
-        if self.folder is not None:
-            (self.folder / "index.json").unlink(missing_ok=True)  # of other weights, which would be taken for these
+        own = self.folder / OWN_FOLDER if self.folder is not None else None
+        if own is not None:
+            (own / "index.json").unlink(missing_ok=True)  # of other weights, which would be taken for these
         # some adapters compute with the weights of the layer that they are on, instead of calling it
         wrappers = [one for one in model.modules() if isinstance(one, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         kinds = sorted({type(one).__name__ for one in wrappers})
         try:
-            return dispatch_model(
-                model, places, offload_dir=self.folder, preload_module_classes=kinds, force_hooks=True
-            )
+            return dispatch_model(model, places, offload_dir=own, preload_module_classes=kinds, force_hooks=True)
         except ValueError as error:
             raise InputError(Problem(WHERE, f"the adapter cannot be spread so: {error}", MERGE)) from error
 

@@ -15,10 +15,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, UnsupportedOperatorException
 from transformers import BitsAndBytesConfig
 
-from lit_hf.errors import InputError
+from lit_hf.errors import InputError, raise_problems
 from lit_hf.models.adaptation import Adaptation
 from lit_hf.models.devices import GPUS
-from lit_hf.planning.layouts import FSDP2
+from lit_hf.models.sharding import adapter_problems, model_problems
+from lit_hf.planning.layouts import DDP, FSDP2
+from lit_hf.planning.memory import Setting
 from lit_hf.planning.planner import Case, Planner
 from lit_hf.training.module import LitModule
 
@@ -26,7 +28,7 @@ REFUSALS = (InputError, ImportError, ValueError, DynamicOutputShapeException, Un
 """What a way to train that a model does not have ends in: a library's word, a missing one, or a step that cannot be
 rehearsed."""
 
-CHECKPOINTING = "--model.gradient_checkpointing true"
+CHECKPOINTING, SHARDING = "--model.gradient_checkpointing true", "--trainer.strategy fsdp2"
 LORA, QLORA = "-c configs/methods/lora.yaml", "-c configs/methods/qlora.yaml"
 EIGHT_BITS = (
     f"{LORA} --model.quantization '{{class_path: transformers.BitsAndBytesConfig, init_args: {{load_in_8bit: true}}}}'"
@@ -91,7 +93,7 @@ def _try(planner: Planner, steps: Sequence[Step]) -> Change:
     try:
         for step in steps:
             case = step.apply(case)
-        total = planner.layout(planner.strategies[0], case, planner.peaks(case)).total
+        total = planner.layout(case.strategy, case, planner.peaks(case)).total
     except REFUSALS as error:
         return Change(names, options, None, False, " ".join(str(error).split())[:80])
     return Change(names, options, total, planner.machine.fits(total))
@@ -102,12 +104,14 @@ def _steps(planner: Planner) -> list[Step]:
     case, found = planner.case, []
     if not case.setting.switches.gradient_checkpointing:
         found.append(Step("gradient checkpointing", CHECKPOINTING, _checkpointed))
-    if case.rows > 1:
+    if _most_parts(planner) > 1:
         found.append(_smaller_batch(planner))
+    optimizer, is_cut = type(case.module.optimizer([nn.Parameter(torch.zeros(1))])), case.strategy == FSDP2
+    if case.strategy == DDP and _can_be_cut(case.setting, optimizer):
+        found.append(_sharding(planner))
     if case.setting.precision == "32-true":
         found.append(_half(planner))
-    is_cut = planner.strategies[0] == FSDP2
-    if not is_cut and "bitsandbytes" not in type(case.module.optimizer([nn.Parameter(torch.zeros(1))])).__module__:
+    if not is_cut and "bitsandbytes" not in optimizer.__module__:
         found.append(Step("8-bit AdamW", "--model.optimizer bitsandbytes.optim.AdamW8bit", _with_adamw_8bit))
     if case.module.adapter is None:
         found.append(Step("LoRA", LORA, _adapted))
@@ -115,6 +119,23 @@ def _steps(planner: Planner) -> list[Step]:
         found.append(Step("LoRA on 8 bits", EIGHT_BITS, _on_eight_bits))
         found.append(Step("LoRA on 4 bits (QLoRA)", QLORA, _on_four_bits))
     return found
+
+
+def _can_be_cut(setting: Setting, optimizer: type) -> bool:
+    """Say whether FSDP2 trains in such a precision, with such weights, and by an optimizer that sees a part of each."""
+    is_whole = optimizer.__module__.partition(".")[0] in ("bitsandbytes", "torchao")
+    is_whole = is_whole or optimizer.__name__ in ("Adafactor", "LBFGS")
+    return not is_whole and setting.quantization is None and setting.precision != "16-mixed"
+
+
+def _sharding(planner: Planner) -> Step:
+    """Return the change to weights, gradients and optimizer state that are cut among the devices."""
+
+    def apply(case: Case) -> Case:
+        raise_problems([*adapter_problems(case.module.adapter), *model_problems(planner.skeleton(case.module))])
+        return replace(case, strategy=FSDP2)
+
+    return Step(FSDP2, SHARDING, apply)
 
 
 def _half(planner: Planner) -> Step:
@@ -129,14 +150,20 @@ def _half(planner: Planner) -> Step:
 
 
 def _smaller_batch(planner: Planner) -> Step:
-    """Return the largest batch that fits, by halves, with as many more batches a step; or one of a single row."""
-    rows, halves = planner.case.rows, 1
-    while rows // (2 * halves) >= 1:
+    """Return the largest batch that fits, by halves, with as many more batches a step; or the smallest of them."""
+    most, halves = _most_parts(planner), 1
+    while 2 * halves <= most:
         halves *= 2
         step = _batch(planner, halves)
         if _try(planner, [step]).fits:
             break
     return step
+
+
+def _most_parts(planner: Planner) -> int:
+    """Return into how many parts a batch can be divided: down to one row, and to a budget that has room for any."""
+    rows, work = planner.case.rows, planner.work
+    return rows if work.batch_tokens is None else min(rows, work.batch_tokens // work.longest_row)
 
 
 def _batch(planner: Planner, parts: int) -> Step:
@@ -153,12 +180,17 @@ def _batch(planner: Planner, parts: int) -> Step:
 def _combinations(planner: Planner, steps: Sequence[Step]) -> Iterator[list[Step]]:
     """Yield changes that go together, from the smallest combination on."""
     by_option = {step.option: step for step in steps}
-    smallest = _batch(planner, planner.case.rows) if planner.case.rows > 1 else None
-    checkpointing, lora, qlora = (by_option.get(option) for option in (CHECKPOINTING, LORA, QLORA))
+    most = _most_parts(planner)
+    smallest = _batch(planner, most) if most > 1 else None
+    checkpointing, sharding, lora, qlora = map(by_option.get, (CHECKPOINTING, SHARDING, LORA, QLORA))
     half = by_option.get(_half(planner).option) if planner.machine.is_gpu else None
     seen: list[list[Step]] = []
-    for method, batch in product((None, lora, qlora), (None, smallest)):
-        chosen = [step for step in (half, checkpointing, batch, method) if step is not None]
+    for method, cut, batch in product((None, lora, qlora), (None, sharding), (None, smallest)):
+        is_cut = cut is not None
+        if is_cut and method is not None and method.option == QLORA:
+            continue  # packed weights cannot be cut
+        precise = None if is_cut and half is not None and half.name == "16-mixed" else half  # nor is its loss scaled
+        chosen = [step for step in (precise, checkpointing, cut, batch, method) if step is not None]
         if len(chosen) > 1 and chosen not in seen:
             seen.append(chosen)
             yield chosen

@@ -29,11 +29,13 @@ class Case:
         module: The model, its adapter and its optimizer.
         setting: How it trains.
         rows: Rows of a batch on a device.
+        strategy: How the devices share the model.
     """
 
     module: LitModule
     setting: Setting
     rows: int
+    strategy: str
 
 
 class Planner:
@@ -50,7 +52,7 @@ class Planner:
 
     def __init__(self, run: PlannedRun, work: Workload, machine: Machine) -> None:
         self.run, self.work, self.machine = run, work, machine
-        self.case = Case(run.module, self._setting(run.module), work.rows)
+        self.case = Case(run.module, self._setting(run.module), work.rows, self.strategies[0])
         self._skeletons: dict[tuple[int, int], tuple[LitModule, nn.Module]] = {}
 
     def peaks(self, case: Case) -> Peaks:

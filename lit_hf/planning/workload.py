@@ -34,6 +34,7 @@ class Workload:
         batch: Makes the largest batch of an epoch, or its first rows.
         rows: Rows of that batch; of packed ones, documents.
         length: Its tokens a row, padding included; of packed ones, all of them.
+        longest_row: Tokens that the longest row takes of a batch, which none may be shorter than.
         tokens: Tokens of a mean batch, padding included; of an encoder-decoder the encoder's.
         padding: The share of them that is padding.
         decoder_tokens: Tokens of a mean batch that an encoder-decoder's decoder reads; 0 elsewhere.
@@ -49,6 +50,7 @@ class Workload:
     batch: Callable[[int], Batch] = field(repr=False)
     rows: int
     length: int
+    longest_row: int
     tokens: float
     padding: float
     decoder_tokens: float
@@ -135,6 +137,7 @@ def _counted(run: PlannedRun) -> Workload:
         batch=batch,
         rows=len(largest),
         length=batch(len(largest))["input_ids"].shape[-1],
+        longest_row=int(order.lengths.max()),
         tokens=padded / count,
         padding=order.padding_share,
         decoder_tokens=_decoder_tokens(run.task, encoded) / count,
@@ -188,6 +191,7 @@ def _assumed(run: PlannedRun, cause: str) -> Workload:
         batch=lambda rows: _make_batch(run, [row] * rows, is_packed),
         rows=size,
         length=texts * size * length if is_packed else length,
+        longest_row=texts * length,
         tokens=float(texts * size * length),
         padding=0.0,
         decoder_tokens=float(size * length) if task.auto_class == "AutoModelForSeq2SeqLM" else 0.0,

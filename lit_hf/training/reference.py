@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 
+from lit_hf.hub import is_local
 from lit_hf.task import Batch
 from lit_hf.training.module import LitModule
 
@@ -39,15 +40,13 @@ def run_reference(module: LitModule, trainer: Trainer, batches: Iterable[Batch])
 def reference_key(module: LitModule, trainer: Trainer, seed: int | bool | None) -> str:
     """Return what the untouched model's outputs depend on: its weights' origin, and the precision."""
     base = module.base
-    folders = [base.checkpoint, *module.adaptation.merged]
     parts = [
-        base.checkpoint,
+        base.checkpoint if base.checkpoint and not is_local(base.checkpoint) else None,
         base.revision,
-        getattr(base.pretrained_config, "_commit_hash", None),
-        [_stamps(folder) for folder in folders],
-        folders,
+        base.fingerprint,  # by content: a folder may be moved, or copied
+        [_stamps(folder) for folder in module.adaptation.merged],
+        list(module.adaptation.merged),
         module.adaptation.tokens,
-        base.pretrained_config.to_json_string(),
         base.dtype,
         base.attention,
         repr(base.quantization),
@@ -57,7 +56,7 @@ def reference_key(module: LitModule, trainer: Trainer, seed: int | bool | None) 
     return json.dumps(parts)
 
 
-def _stamps(folder: str | None) -> list[tuple[str, int, int]]:
-    """Return name, size and time of the weights in a local folder; nothing for what is on the Hub."""
-    files = sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else []
+def _stamps(folder: str) -> list[tuple[str, int, int]]:
+    """Return name, size and time of an adapter's weights in a local folder; nothing for what is on the Hub."""
+    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -382,7 +382,7 @@ def test_an_export_that_is_told_to_end_is_caught_up_on(folder, capsys):
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(folder, monkeypatch, capsys):
-    monkeypatch.setattr(lit_hf.run, "SECONDS_TO_LEAVE", 0.0)
+    monkeypatch.setattr(lit_hf.run, "SECONDS_TO_LET_GO", 0.0)
     with RunFolder("runs/tiny").held():
         assert fit() == 2
     assert "error: name: another process is training the run runs/tiny." in capsys.readouterr().err

@@ -29,6 +29,10 @@ from lit_hf.export.card_sources import described_sources, public
             {"generator": "my_package.rows", "validation_share": 0.125},
             ["- the generator `my_package.rows`", "  - validation: 12.5% of the training rows, held out"],
         ),
+        (
+            {"path": "allenai/c4", "train": "train", "validation_share": 0.1, "streaming": True},
+            ["- [allenai/c4](https://huggingface.co/datasets/allenai/c4)", "  - train: `train`"],
+        ),
         ({"train": "a.jsonl"}, ["- files", "  - train: `a.jsonl`"]),
     ],
 )

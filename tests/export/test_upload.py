@@ -41,7 +41,7 @@ def test_what_another_export_left_is_removed_and_nothing_else(exported, uploads,
     """Else transformers would load an adapter's base model, and never look at the weights."""
     left = ["adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors"]
     left += ["model.safetensors.index.json", "model_config/config.json"]
-    kept = ["figures/loss.json", "notes.txt", "old/model.safetensors"]
+    kept = ["figures/loss.json", "my_model.safetensors", "notes.txt", "old/model.safetensors", "vae.safetensors"]
     for name in (*left, *kept):
         (tmp_path / "before" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "before" / name).write_text(name)

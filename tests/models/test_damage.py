@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_hf.models.damage import damage_problems
+from lit_hf.models.damage import damage_problems, damaged_weights
 
 
 @pytest.fixture
@@ -25,3 +25,12 @@ def test_each_file_that_was_cut_off_is_told(folder, size):
     (problem,) = damage_problems(str(folder))
     assert problem.what.startswith(f"the weights in {path} are damaged: ")
     assert problem.where == "model.checkpoint"
+    (problem,) = damaged_weights(folder)
+    assert problem.where == str(path) and problem.what.startswith("the file is damaged or cut off (")
+
+
+def test_a_file_that_cannot_be_opened_is_damaged_too(folder):
+    (folder / "one.safetensors").unlink()
+    (folder / "one.safetensors").symlink_to(folder / "gone")
+    assert next(problem.what for problem in damage_problems(str(folder))).startswith("the weights in ")
+    assert len(list(damage_problems(str(folder)))) == len(list(damaged_weights(folder))) == 1

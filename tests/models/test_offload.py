@@ -10,7 +10,7 @@ from lit_hf.errors import InputError
 from lit_hf.export.package import export
 from lit_hf.inference.predictor import Predictor
 from lit_hf.models.folder import load_model
-from lit_hf.models.offload import Offload, adapter_problems, input_device
+from lit_hf.models.offload import OWN_FOLDER, Offload, adapter_problems, input_device
 from tests.classifiers import RECORD, TEXTS, adapted, classifier
 
 AUTO = "AutoModelForSequenceClassification"
@@ -62,8 +62,9 @@ def test_an_adapter_is_spread_with_its_base_model(tiny_text_model, tmp_path, nam
     export(model, task, RECORD, tmp_path / "adapter")
     before = {path: path.read_bytes() for path in tiny_text_model.iterdir()}
     expected = scores(Predictor.from_folder(tmp_path / "adapter", device="cpu"))
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "index.json").write_text("{}")  # another model's
+    (tmp_path / "weights" / OWN_FOLDER).mkdir(parents=True)
+    (tmp_path / "weights" / OWN_FOLDER / "index.json").write_text("{}")  # another model's
+    (tmp_path / "weights" / "index.json").write_text("the user's")
     offload = Offload(device_map, max_memory, tmp_path / "weights")
     predictor = Predictor.from_folder(tmp_path / "adapter", offload=offload)
     assert scores(predictor) == expected
@@ -71,6 +72,8 @@ def test_an_adapter_is_spread_with_its_base_model(tiny_text_model, tmp_path, nam
         devices = {parameter.device.type for parameter in predictor.model.parameters()}
         assert ("meta" in devices) == ((device_map, max_memory) != ("auto", None))
     assert {path: path.read_bytes() for path in tiny_text_model.iterdir()} == before
+    assert (tmp_path / "weights" / "index.json").read_text() == "the user's"
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["index.json", OWN_FOLDER]
 
 
 @pytest.mark.parametrize(

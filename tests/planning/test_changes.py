@@ -1,7 +1,13 @@
+from dataclasses import replace
+
+import pytest
 import torch
-from peft import LoraConfig
+from bitsandbytes.optim import AdamW8bit
+from peft import AdaLoraConfig, LoraConfig
+from transformers import BitsAndBytesConfig
 
 from lit_hf.planning.changes import changes
+from lit_hf.tasks import CausalLM
 from tests.planning.conftest import machine
 
 SINGLE = [
@@ -40,9 +46,58 @@ def test_what_a_run_does_already_is_no_change(planner):
     ]
 
 
-def test_packed_weights_cannot_be_cut(planner):
-    plain = planner(machine(devices=2), strategy="fsdp")
-    assert [change.names[0] for change in changes(plain, True)] == SINGLE[:-2]
+def test_neither_packed_weights_nor_8_bit_optimizers_can_be_cut(planner):
+    plain = planner(machine(devices=2), strategy="fsdp2")
+    assert [change.names[0] for change in changes(plain, True)] == [*SINGLE[:3], "LoRA"]
+
+
+def test_a_model_that_is_too_large_for_a_device_fits_cut_among_several(planner):
+    plain = planner(machine(devices=8), task=CausalLM("text", block_length=8), data={"batch_size": 1})
+    peaks = plain.peaks(plain.case)
+    needed = plain.layout("FSDP2", plain.case, peaks).total
+    assert needed < 0.6 * plain.layout("DDP", plain.case, peaks).total
+    plain.machine = machine(memory=1.001 * needed / 0.9, devices=8)
+    assert plain.strategies[0] == "DDP"
+    first = next(change for change in changes(plain, False) if change.fits)
+    assert (first.names, first.options, first.total) == (("FSDP2",), ("--trainer.strategy fsdp2",), needed)
+
+
+def test_cutting_is_tried_with_what_goes_with_it_alone(planner):
+    plain = planner(machine(memory=1, devices=2), data={"batch_size": 1})
+    _, combined = _tried(plain)
+    assert [change.names for change in combined] == [
+        ("bf16-mixed", "gradient checkpointing"),
+        ("bf16-mixed", "gradient checkpointing", "FSDP2"),
+        ("bf16-mixed", "gradient checkpointing", "LoRA"),
+        ("bf16-mixed", "gradient checkpointing", "FSDP2", "LoRA"),
+        ("bf16-mixed", "gradient checkpointing", "LoRA on 4 bits (QLoRA)"),
+    ]
+    totals = [change.total for change in combined]
+    assert totals[1] < totals[0] and totals[3] < min(totals[1:3])
+    _, on_t4 = _tried(planner(machine(memory=1, devices=2, name="t4-16gb"), data={"batch_size": 1}))
+    assert ("gradient checkpointing", "FSDP2") in [change.names for change in on_t4]
+    assert not any({"16-mixed", "FSDP2"} <= set(change.names) for change in on_t4)
+
+
+@pytest.mark.parametrize(
+    ("where", "model"),
+    [
+        ({}, {}),  # one device
+        ({"devices": 2, "precision": "16-mixed"}, {}),
+        ({"devices": 2}, {"optimizer": AdamW8bit}),
+        ({"devices": 2}, {"adapter": LoraConfig(), "quantization": BitsAndBytesConfig(load_in_8bit=True)}),
+    ],
+)
+def test_what_fit_refuses_to_cut_is_not_cut(planner, where, model):
+    plain = planner(machine(**where), model=model)
+    assert "FSDP2" not in [name for change in changes(plain, False) for name in change.names]
+
+
+def test_an_adapter_that_cannot_be_cut_is_told_as_such(planner):
+    plain = planner(machine(devices=2), model={"adapter": AdaLoraConfig(total_step=10)})
+    (change,) = [change for change in changes(plain, True) if change.names == ("FSDP2",)]
+    assert (change.total, change.fits) == (None, False)
+    assert "AdaLoraConfig computes on the whole of its factors between steps" in change.why
 
 
 def test_a_gpu_without_bfloat16_takes_float16(planner):
@@ -52,7 +107,7 @@ def test_a_gpu_without_bfloat16_takes_float16(planner):
 
 def test_the_batch_is_halved_until_it_fits_and_the_step_stays_as_large(planner):
     plain = planner(data={"batch_size": 8}, accumulate_grad_batches=3)
-    one_row = plain.peaks(type(plain.case)(plain.case.module, plain.case.setting, 1)).total
+    one_row = plain.peaks(replace(plain.case, rows=1)).total
     plain.machine = machine(memory=one_row / 0.9)
     found = [change for change in changes(plain, True) if change.names[0].startswith("batches")]
     assert [(change.names, change.options, change.fits) for change in found] == [
@@ -68,6 +123,18 @@ def test_a_budget_of_tokens_is_halved_as_well(planner):
     plain = planner(data={"batch_tokens": 256})
     (option,) = [change.options[0] for change in changes(plain, True) if "tokens" in change.names[0]]
     assert option == "--data.batch_tokens 128 --trainer.accumulate_grad_batches 2"
+
+
+def test_a_budget_of_tokens_keeps_room_for_the_longest_row(planner):
+    plain = planner(machine(memory=1), data={"batch_tokens": 256})  # 8 rows of 32 tokens
+    plain.work = replace(plain.work, longest_row=80)  # of which another batch has one
+    tried = {option for change in changes(plain, False) for option in change.options if "batch_tokens" in option}
+    assert tried == {
+        "--data.batch_tokens 128 --trainer.accumulate_grad_batches 2",
+        "--data.batch_tokens 85 --trainer.accumulate_grad_batches 3",
+    }
+    plain.work = replace(plain.work, longest_row=129)
+    assert not any("batch_tokens" in option for change in changes(plain, False) for option in change.options)
 
 
 def test_combinations_are_tried_only_where_nothing_fits_and_up_to_one_that_does(planner):

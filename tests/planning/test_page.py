@@ -128,4 +128,4 @@ def test_only_layouts_that_are_shown_to_compare_are_said_to_be(made, capsys):
     assert [way.name for way in plan.layouts] == ["DDP", "FSDP2", "tensor parallel"]
     assert isinstance(plan.layouts[0], Layout)
     show(planner, plan)
-    assert "FSDP2 and tensor parallel are shown to compare" in capsys.readouterr().out
+    assert "tensor parallel is shown to compare: lit-hf trains with DDP and FSDP2" in capsys.readouterr().out

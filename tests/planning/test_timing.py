@@ -14,7 +14,7 @@ TOKENS, TRAINED, ATTENDED = 100, 30, 2000
 
 def work(**changes):
     values = {"rows": 4, "length": 32, "tokens": TOKENS, "padding": 0.0, "decoder_tokens": 0.0, "rows_in_all": 40}
-    counted = {"trained_tokens": TRAINED, "attended": ATTENDED, "batches": 10}
+    counted = {"longest_row": 32, "trained_tokens": TRAINED, "attended": ATTENDED, "batches": 10}
     return Workload(**{"batch": lambda rows: {}} | values | counted | changes)
 
 

@@ -42,6 +42,7 @@ def test_the_largest_batch_of_an_epoch_is_the_one_that_is_planned(planned):
     run = planned(CausalLM("text"), data={"packing": True, "batch_tokens": 200})
     work = read_workload(run, with_data=True)
     assert work.packed and work.batch_tokens == 200
+    assert work.longest_row == max(len(ids) for ids in run.data.encoded["train"]["input_ids"])
     assert work.batch(work.rows)["input_ids"].shape == (1, work.length)
     assert 180 < work.length <= 200
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_hf.tasks import Preference
@@ -55,6 +56,12 @@ def test_the_key_changes_with_weights_precision_and_the_seed_of_random_weights(t
     assert reference_key(LitModule(task, checkpoint=str(checkpoint)), trainer(), 2) == key
     assert reference_key(module, trainer("bf16-mixed"), 1) != key
     (checkpoint / "model.safetensors").touch()
+    moved = checkpoint.rename(checkpoint.with_name("moved"))
+    module = LitModule(task, checkpoint=str(moved))
+    assert reference_key(module, trainer(), 1) == key
+    weights = load_file(moved / "model.safetensors")
+    weights["lm_head.weight"] += 1
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     assert reference_key(module, trainer(), 1) != key
     scratch = LitModule(task, config=preferences.MODEL)
     assert reference_key(scratch, trainer(), 1) != reference_key(scratch, trainer(), 2)

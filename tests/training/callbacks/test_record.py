@@ -16,9 +16,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lit_hf
+from lit_hf.errors import holds_secret, without_secrets
 from lit_hf.run import RunFolder
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
-from lit_hf.training.callbacks.record import RunRecorder, without_secrets
+from lit_hf.training.callbacks.record import RunRecorder
 from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.tracking import MetricsFile
@@ -226,11 +227,20 @@ def test_the_revision_of_the_working_folder_is_recorded(
     [
         ("https://me:pass@host/x failed", "https://***host/x failed"),
         ("token hf_abcdefghijklmnopqrstuv is bad", "token *** is bad"),
+        ("clone with ghp_abcdefghijklmnopqrstuvwxyz failed", "clone with *** failed"),
+        ("key sk-abcdefghijklmnopqrstuvwxyz is bad", "key *** is bad"),
+        ("it is planted-password", "it is ***"),
+        ("no file /home/someone/token", "no file /home/someone/token"),
+        ("https://longtokenofsomekind123@host failed", "https://***host failed"),
+        ("ssh://git@host/x failed", "ssh://git@host/x failed"),
         ("https://host/x?a=b failed at hf_hub", "https://host/x?a=b failed at hf_hub"),
     ],
 )
-def test_secrets_are_starred_out_and_nothing_else(text: str, clean: str) -> None:
+def test_secrets_are_starred_out_and_nothing_else(text: str, clean: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_PASSWORD", "planted-password")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/home/someone/token")
     assert without_secrets(text) == clean
+    assert holds_secret(text) == (text != clean)
 
 
 def _fail() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest
+from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest, remove_leftovers
 from lit_hf.cli.checks import monitored
 from lit_hf.cli.export import export_run
 from lit_hf.cli.failures import explained
@@ -76,6 +77,8 @@ def _is_first() -> bool:
 
 
 def _run(cli: TrainerCLI, inexact: bool) -> None:
+    if _is_first():  # the run is held: nobody else writes there
+        remove_leftovers(cli.run.checkpoints)
     record = cli.run.read_record() if cli.run.exists() else {}
     resumption = Resumption(cli.run.path.name, inexact)
     if record:
@@ -86,10 +89,7 @@ def _run(cli: TrainerCLI, inexact: bool) -> None:
             _say_finished(cli)
             return
     checkpoint = _newest(cli.run) if record else None
-    # a damaged one is told now, not after the model is built
-    state: dict[str, Any] = read_checkpoint(checkpoint, whole=False) if checkpoint else {"global_step": 0}
-    reached = state["global_step"]
-    cli.model.adaptation.load_state_dict(state.pop("adapter", None))
+    reached = _begun(cli, checkpoint) if checkpoint else 0
     cli.prepare("fit")
     if checkpoint:
         resumption.compare_origins(record.get("fingerprints", {}), cli.fingerprints)
@@ -127,6 +127,16 @@ def _newest(run: RunFolder) -> Path | None:
     return newest / STATE
 
 
+def _begun(cli: TrainerCLI, checkpoint: Path) -> int:
+    """Take back a run's adapter, and return its steps so far; a damaged checkpoint is told before the model is built.
+
+    Nothing of it is kept: its file stays mapped, and so on the disk, for as long as one of its tensors lives.
+    """
+    state = read_checkpoint(checkpoint, whole=False)
+    cli.model.adaptation.load_state_dict(copy.deepcopy(state.get("adapter")))
+    return int(state["global_step"])
+
+
 def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -148,7 +158,7 @@ def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
 
 def _kept(run: RunFolder) -> str:
     """Say what a run that ended too early has left to go on from; what was being written is written by now."""
-    newest = newest_valid(run.checkpoints).folder
+    newest = newest_valid(run.checkpoints, contents=False).folder  # a process that is told to end has little time
     if newest is None:
         return "No checkpoint had been saved yet."
     return f"The last checkpoint is {newest}; the same command goes on from there."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_hf.checkpoints import STATE, Best, Manifest, folder_name, found, partial_folder, publish, remove_leftovers
+from lit_hf.checkpoints import STATE, Best, Manifest, folder_name, found, partial_folder, publish
 from lit_hf.errors import Problem, TrainingError
 from lit_hf.run import RunFolder
 from lit_hf.training.agreement import Ranks
 from lit_hf.training.saving import Writer
+
+log = logging.getLogger(__name__)
 
 
 class RunCheckpoints(Checkpoint):
@@ -67,10 +70,8 @@ class RunCheckpoints(Checkpoint):
         self.best = None if state_dict["best"] is None else Best(*state_dict["best"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear away what a crash left; what the run resumes from need not be saved again."""
+        """Note that what the run resumes from need not be saved again."""
         self._saved_at = trainer.global_step
-        if trainer.is_global_zero:
-            remove_leftovers(self.run.checkpoints)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Raise what went wrong with the checkpoint that is being written, before the next optimizer step begins.
@@ -148,7 +149,7 @@ class RunCheckpoints(Checkpoint):
         publish(folder, manifest)
         for other in found(self.run.checkpoints):
             if other.name not in (folder.name, manifest.best.name):
-                shutil.rmtree(other)
+                _remove(other)
 
     def is_better(self, score: float) -> bool:
         """Say whether a score is better than the best one so far."""
@@ -161,6 +162,14 @@ class RunCheckpoints(Checkpoint):
         if self.monitor is None or self.best is None or (score is not None and self.is_better(score)):
             return Best(name, score)
         return self.best
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint that is not needed any more; what cannot go now is tried again after the next one."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:  # as with a file that is in use, on some file systems
+        log.warning("the old checkpoint %s could not be removed: %s.", folder, error)
 
 
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from lit_hf.checkpoints import STATE, Best, found, newest_valid, partial_folder, read_manifest, verify
+from lit_hf.checkpoints import STATE, Best, found, newest_valid, read_manifest, verify
 from lit_hf.errors import TrainingError
 from lit_hf.run import RunFolder
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
@@ -89,11 +89,21 @@ def test_a_run_that_is_moved_finds_its_best_again(tmp_path):
     assert fit(tmp_path / "after", [0.7], resume=state, max_epochs=3).best == Best("step-00000002", pytest.approx(0.5))
 
 
-def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
-    left = partial_folder(tmp_path / "checkpoints" / "step-00000777")
-    left.mkdir(parents=True)
-    fit(tmp_path, [0.5])
-    assert not left.exists()
+def test_an_old_checkpoint_that_cannot_be_removed_is_told_and_tried_again(tmp_path, monkeypatch, caplog):
+    refused, rmtree = [], shutil.rmtree
+
+    def refuse_once(folder, *arguments, **settings):
+        if folder.name == "step-00000002" and not refused:
+            refused.append(folder)
+            raise OSError(39, "Directory not empty", str(folder))
+        rmtree(folder, *arguments, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse_once)
+    with caplog.at_level("WARNING", "lit_hf"):
+        checkpoints = fit(tmp_path, [0.5, 0.4, 0.3])
+    assert checkpoints.published == [(2, 2), (4, 4), (6, 6)]
+    assert "step-00000002 could not be removed: [Errno 39] Directory not empty" in caplog.text
+    assert [path.name for path in found(tmp_path / "checkpoints")] == ["step-00000006"]
 
 
 def test_a_state_that_cannot_be_written_stops_the_training_and_the_older_checkpoint_stays(tmp_path, monkeypatch):

@@ -20,12 +20,16 @@ from lit_hf.training.saving import Writer
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 2.0
+"""Seconds that a checkpoint between validations waits for the one before: small ones, at each step, are all kept."""
+
 
 class RunCheckpoints(Checkpoint):
     """Saves after each validation, at the end of an epoch that has none, and every so many optimizer steps.
 
     Never between the batches of one optimizer step, and not right before a validation, which saves anyway: a run that
-    is killed in it does it again.
+    is killed in it does it again. The training waits while the state is copied. Where the checkpoint before is not
+    written by then, one that is due by its step is left out; that of a validation or an epoch's end waits for it.
 
     Args:
         run: Where to.
@@ -60,6 +64,7 @@ class RunCheckpoints(Checkpoint):
         self._ranks = Ranks()
         self._is_writing = False  # on some rank; all know it alike
         self._asked_at = -1
+        self._is_told = False  # that writing is too slow
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was best so far."""
@@ -80,9 +85,7 @@ class RunCheckpoints(Checkpoint):
         """
         if self._is_writing and trainer.global_step != self._asked_at:
             self._asked_at = trainer.global_step
-            is_busy = self._writer.is_busy  # asked first: what is not busy any more fails no more
-            failed, self._is_writing = self._ranks.any(self._writer.has_failed, is_busy)
-            self._raise(failed)
+            self._ask()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -90,7 +93,7 @@ class RunCheckpoints(Checkpoint):
         """Save, if enough optimizer steps are done."""
         due = self.every is not None and trainer.global_step % self.every == 0
         if due and trainer.global_step != self._saved_at and not _validates_next(trainer, batch_idx):
-            self._save(trainer)
+            self._save_unless_busy(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and find out whether it is the best."""
@@ -114,6 +117,20 @@ class RunCheckpoints(Checkpoint):
         """End the thread that writes."""
         self._writer.close()
 
+    def _save_unless_busy(self, trainer: Trainer) -> None:
+        if self._is_writing:
+            self._writer.wait(PATIENCE)
+            self._ask()
+        if not self._is_writing:
+            self._save(trainer)
+        elif not self._is_told and trainer.is_global_zero:
+            self._is_told = True
+            log.warning(
+                "writing a checkpoint takes longer than the %s steps until the next one: checkpoints are left out, "
+                "not waited for; a larger checkpoint_every would do",
+                self.every,
+            )
+
     def _save(self, trainer: Trainer, *, validated: bool = False) -> None:
         self._saved_at = trainer.global_step
         folder = self.run.checkpoints / folder_name(trainer.global_step)
@@ -136,6 +153,12 @@ class RunCheckpoints(Checkpoint):
         self._writer.wait()
         (failed,) = self._ranks.any(self._writer.has_failed)
         self._is_writing = False
+        self._raise(failed)
+
+    def _ask(self) -> None:
+        """Find out whether a rank still writes, and raise on all what went wrong on one."""
+        is_busy = self._writer.is_busy  # asked first: what is not busy any more fails no more
+        failed, self._is_writing = self._ranks.any(self._writer.has_failed, is_busy)
         self._raise(failed)
 
     def _raise(self, failed: bool) -> None:

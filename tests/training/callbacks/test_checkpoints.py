@@ -1,9 +1,12 @@
 import os
 import shutil
+import threading
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
+import lit_hf.training.callbacks.checkpoints
 from lit_hf.checkpoints import STATE, Best, found, newest_valid, read_manifest, verify
 from lit_hf.errors import TrainingError
 from lit_hf.run import RunFolder
@@ -25,12 +28,12 @@ class Steps(RunCheckpoints):
         self.published.append((manifest.step, int(manifest.best.name[5:])))
 
 
-def fit(tmp_path, val_losses=(), monitor="val/loss", mode="min", every=None, batches=2, resume=None, **settings):
-    run, writer = RunFolder(tmp_path), Writer()
+def fit(tmp_path, val_losses=(), monitor="val/loss", mode="min", every=None, batches=2, resume=None, writer=None, callbacks=(), **settings):
+    run, writer = RunFolder(tmp_path), writer or Writer()
     checkpoints = Steps(run, writer, monitor, mode, every)
     trainer = tiny_trainer(
         tmp_path,
-        callbacks=[ValidateAtLastStep(), checkpoints],
+        callbacks=[ValidateAtLastStep(), checkpoints, *callbacks],
         enable_checkpointing=True,
         plugins=[CheckpointFiles(writer)],
         **{"max_epochs": len(val_losses) or 1} | settings,
@@ -72,6 +75,39 @@ def test_before_a_validation_nothing_is_saved(tmp_path):
     assert checkpoints.published[1] == (2, 2)
     stopped = fit(tmp_path / "stopped", [0.5], every=3, batches=9, max_epochs=1, max_steps=6)
     assert stopped.published == [(3, 3), (6, 6)]
+
+
+class Waiting(Writer):
+    """Writes the first checkpoint only once a step was reached, as a slow disk would."""
+
+    def __init__(self):
+        super().__init__()
+        self.reached = threading.Event()
+
+    def submit(self, work):
+        super().submit(lambda: (self.reached.wait(60), work()))
+
+
+class Reach(Callback):
+    def __init__(self, event, step):
+        self.event, self.step = event, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:  # which it would never be if the training waited
+            self.event.set()
+
+
+def test_training_goes_on_while_a_slow_disk_writes_and_what_is_due_meanwhile_is_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lit_hf.training.callbacks.checkpoints, "PATIENCE", 0.01)
+    writer = Waiting()
+    with caplog.at_level("WARNING", "lit_hf"):
+        checkpoints = fit(
+            tmp_path, every=1, batches=8, writer=writer, monitor=None, callbacks=[Reach(writer.reached, 5)]
+        )
+    steps = [step for step, _ in checkpoints.published]
+    assert steps[0] == 1 and not {2, 3, 4, 5} & set(steps)
+    assert steps[-1] == 8
+    assert caplog.text.count("checkpoints are left out") == 1
 
 
 def test_what_was_best_is_known_after_a_resume(tmp_path):

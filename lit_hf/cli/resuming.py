@@ -51,9 +51,7 @@ HELD = {
 PLACES = ("path", "train", "validation", "test")
 """Settings of a source that say where rows lie: they may be other ones, if the rows are the same."""
 
-SETTINGS = re.compile(
-    r".*\.init_args|model|data|trainer|model\.(rates|schedule)|data\.(tokenizer|source(\[\d+\])?)"
-)
+SETTINGS = re.compile(r".*\.init_args|model|data|trainer|model\.(rates|schedule)|data\.(tokenizer|source(\[\d+\])?)")
 """Blocks whose keys are settings of lit-hf or of a class, of which a later version may have more; others are maps."""
 
 KEPT = re.compile(r"model\.adapter(_checkpoint)?(\..*)?|task\.init_args\.(labels|class_weights)(\..*)?")

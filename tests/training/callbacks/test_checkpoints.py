@@ -28,7 +28,18 @@ class Steps(RunCheckpoints):
         self.published.append((manifest.step, int(manifest.best.name[5:])))
 
 
-def fit(tmp_path, val_losses=(), monitor="val/loss", mode="min", every=None, batches=2, resume=None, writer=None, callbacks=(), **settings):
+def fit(
+    tmp_path,
+    val_losses=(),
+    monitor="val/loss",
+    mode="min",
+    every=None,
+    batches=2,
+    resume=None,
+    writer=None,
+    callbacks=(),
+    **settings,
+):
     run, writer = RunFolder(tmp_path), writer or Writer()
     checkpoints = Steps(run, writer, monitor, mode, every)
     trainer = tiny_trainer(

@@ -33,6 +33,9 @@ from lit_hf.training.strategies import FullySharding
 
 log = logging.getLogger(__name__)
 
+RESUMES_FROM = "LIT_HF_RESUMES_FROM"
+"""Variable by which the first process tells those that it starts which checkpoint it has verified; empty for none."""
+
 
 def run(arguments: Sequence[str]) -> None:
     """Train a new run, or resume the run of that name.
@@ -104,7 +107,8 @@ def _run(cli: TrainerCLI, inexact: bool) -> None:
         log.info("merge: the export has the base dequantized (%s): larger, and a little off", name_of(quantization))
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded
-    _train(cli, trainer, checkpoint)
+    with _told_to_others(checkpoint):
+        _train(cli, trainer, checkpoint)
     if trainer.is_global_zero:
         _finish(cli)
 
@@ -115,6 +119,9 @@ def _newest(run: RunFolder) -> Path | None:
     Raises:
         InputError: If there are checkpoints, and none is valid: starting anew would write over what was logged.
     """
+    chosen = None if _is_first() else os.environ.get(RESUMES_FROM)
+    if chosen is not None:  # it was read and verified there
+        return run.checkpoints / chosen / STATE if chosen else None
     newest, skipped = newest_valid(run.checkpoints)
     if newest is None:
         cure = f"Bring one back; or remove {run.checkpoints} to start anew, or start another run: --name <name>."
@@ -125,6 +132,19 @@ def _newest(run: RunFolder) -> Path | None:
     for folder, reason in skipped:
         log.warning("the checkpoint %s is skipped: %s.", folder, reason)
     return newest / STATE
+
+
+@contextmanager
+def _told_to_others(checkpoint: Path | None) -> Iterator[None]:
+    """Have the processes that the trainer starts take the same checkpoint, without each reading all of it."""
+    if not _is_first():
+        yield
+        return
+    os.environ[RESUMES_FROM] = checkpoint.parent.name if checkpoint else ""
+    try:
+        yield
+    finally:
+        del os.environ[RESUMES_FROM]
 
 
 def _begun(cli: TrainerCLI, checkpoint: Path) -> int:

@@ -11,10 +11,13 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
+import lit_hf.checkpoints
 import lit_hf.run
-from lit_hf.checkpoints import found
+from lit_hf.checkpoints import STATE, found
+from lit_hf.cli.fit import RESUMES_FROM, _newest, _told_to_others
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
 from lit_hf.tasks import TextClassification
@@ -293,6 +296,18 @@ def test_a_crash_while_a_checkpoint_was_replaced_costs_nothing(folder, capsys):
     assert fit("--trainer.max_epochs", "2") == 0
     assert "from step 12" in capsys.readouterr().err
     assert not left.exists()
+
+
+def test_only_the_first_process_reads_a_checkpoint_to_verify_it(folder, monkeypatch):
+    assert fit("--trainer.max_epochs", "1") == 0
+    run = RunFolder("runs/tiny")
+    (checkpoint,) = found(run.checkpoints)
+    with _told_to_others(checkpoint / STATE):
+        monkeypatch.setattr(rank_zero_only, "rank", 1)
+        monkeypatch.setattr(lit_hf.checkpoints, "_describe", lambda path: pytest.fail(f"{path} was read"))
+        assert _newest(run) == checkpoint / STATE
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert RESUMES_FROM not in os.environ
 
 
 class NotMapped(Callback):

@@ -96,7 +96,7 @@ class Waiting(Writer):
         self.reached = threading.Event()
 
     def submit(self, work):
-        super().submit(lambda: (self.reached.wait(60), work()))
+        super().submit(lambda: (self.reached.wait(5), work()))
 
 
 class Reach(Callback):

@@ -33,6 +33,9 @@ PHASES = {
 }
 """Whose functions' calls are moments of a phase; those inside of a validation are moments of `validation`."""
 
+POLLS = ("is_busy", "has_failed", "_ask", "_raise")
+"""Functions that ask whether a checkpoint is written: how often depends on the disk, so no moment is counted there."""
+
 SOURCES = str(Path(lit_hf.__file__).parent) + os.sep
 
 
@@ -150,6 +153,8 @@ class _Counter:
             os.kill(self._process, signal.SIGKILL)
 
     def _phase(self, path: str, function: str) -> str | None:
+        if function in POLLS:
+            return None
         if path == "training/module.py":
             self._validates = function in ("validation_step", "on_validation_epoch_end", "_log_metrics")
         phase = next((name for name, paths in PHASES.items() if path.startswith(paths)), None)

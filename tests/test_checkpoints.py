@@ -69,6 +69,16 @@ def test_the_newest_valid_one_is_taken_and_the_others_are_named_with_what_is_wro
     assert reasons[3] == "state.ckpt has 4 bytes instead of 7: it was cut off"
 
 
+def test_it_may_be_found_by_sizes_without_reading_what_is_large(tmp_path):
+    write(tmp_path, 1)
+    flipped, cut = write(tmp_path, 2), write(tmp_path, 3)
+    (flipped / STATE).write_bytes(b"weightS")
+    (cut / STATE).write_bytes(b"weig")
+    newest = newest_valid(tmp_path, contents=False)
+    assert newest.folder == flipped
+    assert [path for path, _ in newest.skipped] == [cut]
+
+
 def test_a_manifest_that_names_no_state_is_no_checkpoint(tmp_path):
     folder = write(tmp_path, 1)
     values = json.loads((folder / MANIFEST).read_text())

@@ -33,6 +33,13 @@ def test_a_written_file_has_the_rights_of_any_other(tmp_path):
     assert ours == plain
 
 
+def test_writing_does_not_touch_the_rights_of_what_other_threads_make(tmp_path, monkeypatch):
+    masks = []
+    monkeypatch.setattr(os, "umask", lambda mask: masks.append(mask) or 0)
+    write_atomically(tmp_path / "ours", "text")
+    assert masks == []
+
+
 def test_a_folder_is_flushed_with_all_that_is_in_it(tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "weights").write_text("1")

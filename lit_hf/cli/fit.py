@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest
+from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest, remove_leftovers
 from lit_hf.cli.checks import monitored
 from lit_hf.cli.export import export_run
 from lit_hf.cli.failures import explained
@@ -31,6 +32,9 @@ from lit_hf.training.settings import epochs
 from lit_hf.training.strategies import FullySharding
 
 log = logging.getLogger(__name__)
+
+RESUMES_FROM = "LIT_HF_RESUMES_FROM"
+"""Variable by which the first process tells those that it starts which checkpoint it has verified; empty for none."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -76,6 +80,8 @@ def _is_first() -> bool:
 
 
 def _run(cli: TrainerCLI, inexact: bool) -> None:
+    if _is_first():  # the run is held: nobody else writes there
+        remove_leftovers(cli.run.checkpoints)
     record = cli.run.read_record() if cli.run.exists() else {}
     resumption = Resumption(cli.run.path.name, inexact)
     if record:
@@ -86,10 +92,7 @@ def _run(cli: TrainerCLI, inexact: bool) -> None:
             _say_finished(cli)
             return
     checkpoint = _newest(cli.run) if record else None
-    # a damaged one is told now, not after the model is built
-    state: dict[str, Any] = read_checkpoint(checkpoint, whole=False) if checkpoint else {"global_step": 0}
-    reached = state["global_step"]
-    cli.model.adaptation.load_state_dict(state.pop("adapter", None))
+    reached = _begun(cli, checkpoint) if checkpoint else 0
     cli.prepare("fit")
     if checkpoint:
         resumption.compare_origins(record.get("fingerprints", {}), cli.fingerprints)
@@ -104,7 +107,8 @@ def _run(cli: TrainerCLI, inexact: bool) -> None:
         log.info("merge: the export has the base dequantized (%s): larger, and a little off", name_of(quantization))
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded
-    _train(cli, trainer, checkpoint)
+    with _told_to_others(checkpoint):
+        _train(cli, trainer, checkpoint)
     if trainer.is_global_zero:
         _finish(cli)
 
@@ -115,6 +119,9 @@ def _newest(run: RunFolder) -> Path | None:
     Raises:
         InputError: If there are checkpoints, and none is valid: starting anew would write over what was logged.
     """
+    chosen = None if _is_first() else os.environ.get(RESUMES_FROM)
+    if chosen is not None:  # it was read and verified there
+        return run.checkpoints / chosen / STATE if chosen else None
     newest, skipped = newest_valid(run.checkpoints)
     if newest is None:
         cure = f"Bring one back; or remove {run.checkpoints} to start anew, or start another run: --name <name>."
@@ -125,6 +132,29 @@ def _newest(run: RunFolder) -> Path | None:
     for folder, reason in skipped:
         log.warning("the checkpoint %s is skipped: %s.", folder, reason)
     return newest / STATE
+
+
+@contextmanager
+def _told_to_others(checkpoint: Path | None) -> Iterator[None]:
+    """Have the processes that the trainer starts take the same checkpoint, without each reading all of it."""
+    if not _is_first():
+        yield
+        return
+    os.environ[RESUMES_FROM] = checkpoint.parent.name if checkpoint else ""
+    try:
+        yield
+    finally:
+        del os.environ[RESUMES_FROM]
+
+
+def _begun(cli: TrainerCLI, checkpoint: Path) -> int:
+    """Take back a run's adapter, and return its steps so far; a damaged checkpoint is told before the model is built.
+
+    Nothing of it is kept: its file stays mapped, and so on the disk, for as long as one of its tensors lives.
+    """
+    state = read_checkpoint(checkpoint, whole=False)
+    cli.model.adaptation.load_state_dict(copy.deepcopy(state.get("adapter")))
+    return int(state["global_step"])
 
 
 def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -148,7 +178,7 @@ def _train(cli: TrainerCLI, trainer: Trainer, checkpoint: Path | None) -> None:
 
 def _kept(run: RunFolder) -> str:
     """Say what a run that ended too early has left to go on from; what was being written is written by now."""
-    newest = newest_valid(run.checkpoints).folder
+    newest = newest_valid(run.checkpoints, contents=False).folder  # a process that is told to end has little time
     if newest is None:
         return "No checkpoint had been saved yet."
     return f"The last checkpoint is {newest}; the same command goes on from there."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ FREE_TO_CHANGE = {
     "data.pin_memory",
     "loss_spike",
     "merge",
-    "model.compile",
     "model.gradient_checkpointing",
     "output_dir",
     "patience",
@@ -51,7 +51,14 @@ HELD = {
 PLACES = ("path", "train", "validation", "test")
 """Settings of a source that say where rows lie: they may be other ones, if the rows are the same."""
 
+SETTINGS = re.compile(r".*\.init_args|model|data|trainer|model\.(rates|schedule)|data\.(tokenizer|source(\[\d+\])?)")
+"""Blocks whose keys are settings of lit-hf or of a class, of which a later version may have more; others are maps."""
+
+KEPT = re.compile(r"model\.adapter(_checkpoint)?(\..*)?|task\.init_args\.(labels|class_weights)(\..*)?")
+"""Settings that a run takes from its checkpoint: another value would do nothing."""
+
 CURE = f"Change it back to resume that run exactly, start another one (--name <name>), or go on: {FLAG}."
+CURE_OF_KEPT = "Its checkpoints hold it: change it back, or start another one (--name <name>)."
 
 ORIGINS = {
     "model": ("model.checkpoint", "the model it started from"),
@@ -115,8 +122,7 @@ class Resumption:
 
     def _meet(self, differences: Iterable[Problem]) -> None:
         found = list(differences)
-        if not self._inexact:
-            raise_problems(found)
+        raise_problems(one for one in found if not self._inexact or KEPT.fullmatch(one.where))
         self._differences += found
 
 
@@ -126,10 +132,13 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> It
     for key in sorted(old.keys() | new.keys()):
         is_free = key in FREE_TO_CHANGE or (key.startswith("trainer.") and not _is_held(key))
         block = key.rpartition(".")[0]
-        is_younger = key not in old and any(other.startswith(f"{block}.") for other in old)
+        is_younger = (
+            key not in old and SETTINGS.fullmatch(block) and any(other.startswith(f"{block}.") for other in old)
+        )
         if is_free or is_younger or old.get(key) == new.get(key):
             continue
-        yield Problem(key, f"the run {name!r} was started with {old.get(key)!r}, now it is {new.get(key)!r}.", CURE)
+        cure = CURE_OF_KEPT if KEPT.fullmatch(key) else CURE
+        yield Problem(key, f"the run {name!r} was started with {old.get(key)!r}, now it is {new.get(key)!r}.", cure)
 
 
 def _is_held(key: str) -> bool:

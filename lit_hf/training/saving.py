@@ -1,10 +1,10 @@
-"""Checkpoints are written beside the training, which waits only while the state is copied."""
+"""Checkpoints are written beside the training, which waits while the state is copied, and for the one before."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,10 @@ class Writer:
             assert error is not None
             raise TrainingError(_unwritten(error)) from error
 
-    def wait(self) -> None:
-        """Wait until all is done; what went wrong is not raised."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until all is done, or for so many seconds; what went wrong is not raised."""
         if self._last is not None:
-            self._last.result()
+            wait([self._last], seconds)
 
     def close(self) -> None:
         """Wait until all is done, and end the thread; what went wrong is not raised."""

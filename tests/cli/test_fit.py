@@ -11,10 +11,13 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
+import lit_hf.checkpoints
 import lit_hf.run
-from lit_hf.checkpoints import found
+from lit_hf.checkpoints import STATE, found
+from lit_hf.cli.fit import RESUMES_FROM, _newest, _told_to_others
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
 from lit_hf.tasks import TextClassification
@@ -280,6 +283,47 @@ def test_a_damaged_checkpoint_is_skipped_for_an_older_one_and_the_run_ends_as_if
     assert "step-00000020 is skipped: state.ckpt is not what was written" in capsys.readouterr().err
     for name in ("export/model.safetensors", "metrics.csv"):
         assert (run.path / name).read_bytes() == (folder / "runs" / "whole" / name).read_bytes()
+
+
+def test_a_crash_while_a_checkpoint_was_replaced_costs_nothing(folder, capsys):
+    assert fit("--trainer.max_epochs", "1") == 0
+    (checkpoint,) = found(Path("runs/tiny/checkpoints"))
+    checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.replaced"))
+    left = checkpoint.with_name(".step-00000777.partial")
+    left.mkdir()
+    RunFolder("runs/tiny").update_record(state="running")
+    capsys.readouterr()
+    assert fit("--trainer.max_epochs", "2") == 0
+    assert "from step 12" in capsys.readouterr().err
+    assert not left.exists()
+
+
+def test_only_the_first_process_reads_a_checkpoint_to_verify_it(folder, monkeypatch):
+    assert fit("--trainer.max_epochs", "1") == 0
+    run = RunFolder("runs/tiny")
+    (checkpoint,) = found(run.checkpoints)
+    with _told_to_others(checkpoint / STATE):
+        monkeypatch.setattr(rank_zero_only, "rank", 1)
+        monkeypatch.setattr(lit_hf.checkpoints, "_describe", lambda path: pytest.fail(f"{path} was read"))
+        assert _newest(run) == checkpoint / STATE
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert RESUMES_FROM not in os.environ
+
+
+class NotMapped(Callback):
+    """Fails if a checkpoint's file is still open in memory when the training starts."""
+
+    def on_train_start(self, trainer, pl_module):
+        assert trainer.global_step == 12
+        if "state.ckpt" in Path("/proc/self/maps").read_text():
+            raise RuntimeError("a checkpoint is mapped")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+def test_what_a_run_resumes_from_is_not_held_on_the_disk(folder):
+    assert fit("--trainer.max_epochs", "1") == 0
+    callback = {"class_path": f"{__name__}.NotMapped"}
+    assert fit("--trainer.max_epochs", "2", "--trainer.callbacks+", json.dumps(callback)) == 0
 
 
 def test_the_best_checkpoint_stays_the_best_where_the_folder_was_moved(folder):

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -8,9 +9,11 @@ from lightning.pytorch import Callback
 
 from lit_hf.checkpoints import MANIFEST
 from lit_hf.cli.main import main
-from lit_hf.cli.resuming import FLAG
+from lit_hf.cli.resuming import FLAG, Resumption
+from lit_hf.errors import InputError
 from lit_hf.run import RunFolder
 from tests import tiny_run
+from tests.killing import digest
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +23,19 @@ def trained(tmp_path_factory, tiny_text_model):
     shutil.copytree(tiny_text_model, folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        tiny_run.write(folder, "model")
+        # a schedule that does not depend on the number of steps
+        tiny_run.write(folder, "model", model__schedule={"name": "constant", "warmup": 0})
         assert main(["fit", "-c", "tiny.yaml"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(trained):
+    """The digest of a run that never stopped, of three epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)
+        assert main(["fit", "-c", "tiny.yaml", "--output_dir", "whole", "--trainer.max_epochs", "3"]) == 0
+    return digest(trained / "whole" / "tiny")
 
 
 @pytest.fixture
@@ -57,6 +70,7 @@ HELD = {
     "data.source.limit": "40",
     "data.tokenizer.checkpoint": "other",
     "model.checkpoint": "other",
+    "model.compile": "true",
     "model.dtype": "bfloat16",
     "model.freeze": "[embeddings]",
     "model.optimizer.init_args.lr": "0.02",
@@ -111,11 +125,13 @@ def test_what_would_break_exactness_is_refused_with_the_difference(folder, capsy
 
 
 @pytest.mark.parametrize(("key", "value"), FREE.items())
-def test_what_changes_nothing_may_change(folder, capsys, key, value):
+def test_what_changes_nothing_may_change(whole, folder, capsys, key, value):
     assert resume(folder, f"--{key}", value) == 0
     told = capsys.readouterr().err
     assert "from step 12" in told and "NOT exact" not in told
     assert run_in(folder).read_record()["steps"] == 18
+    ended = digest(folder / "runs" / "tiny")
+    assert [ended[part] for part in ("weights", "optimizer")] == [whole[part] for part in ("weights", "optimizer")]
 
 
 def replace_in(name, old, new):
@@ -229,6 +245,33 @@ def test_a_run_that_is_stopped_in_an_epoch_goes_on_with_other_batches_when_told_
 def test_without_a_difference_there_is_no_warning(folder, capsys):
     assert resume(folder, FLAG) == 0
     assert "NOT exact" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--task.init_args.class_weights", "balanced"],
+        ["--model.adapter", "peft.LoraConfig", "--model.adapter.init_args.r", "8"],
+    ],
+)
+def test_what_the_checkpoint_holds_is_refused_whatever_is_asked_for(folder, capsys, options):
+    """It would be ignored: the run goes on with what the checkpoint has."""
+    assert resume(folder, FLAG, "--data.batch_size", "4", *options) == 2
+    told = capsys.readouterr().err
+    assert f"{options[0][2:]}" in told and f"now it is '{options[1]}'." in told
+    assert "Its checkpoints hold it: change it back, or start another one (--name <name>)." in told
+    assert FLAG not in told and "data.batch_size" not in told
+
+
+def test_a_key_that_is_added_to_a_map_is_a_change_and_a_setting_that_is_younger_is_none():
+    before = {"model": {"checkpoint": "a"}, "task": {"class_path": "Chat", "init_args": {"roles": {"human": "user"}}}}
+    now = copy.deepcopy(before)
+    now["model"]["liger"] = False
+    now["task"]["init_args"]["mask"] = None
+    Resumption("run", inexact=False).compare_settings(before, now)
+    now["task"]["init_args"]["roles"]["gpt"] = "assistant"
+    with pytest.raises(InputError, match=r"task\.init_args\.roles\.gpt: .*None, now it is 'assistant'"):
+        Resumption("run", inexact=False).compare_settings(before, now)
 
 
 class StopAt(Callback):

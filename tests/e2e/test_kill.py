@@ -7,9 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +41,8 @@ def write_rows(folder: Path) -> None:
             text = f"the {words.choice(nouns)} was {words.choice(moods[label])}" + " indeed" * words.randint(0, 5)
             rows.append({"text": text, "label": label, "prompt": text, "completion": label * words.randint(1, 4)})
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    contrary = [{**row, "label": {"good": "bad", "bad": "good"}[row["label"]]} for row in rows]
+    (folder / "contrary.jsonl").write_text("\n".join(map(json.dumps, contrary)))
 
 
 def config(scenario: str, encoder: str, decoder: str) -> dict:
@@ -103,6 +102,23 @@ def config(scenario: str, encoder: str, decoder: str) -> dict:
             "trainer": {"accumulate_grad_batches": 2, "devices": 2, "strategy": "fsdp2"},
             "checkpoint_every": 2,
         },
+        # two ranks that hold all of it each
+        "ddp": {
+            "task": classify,
+            "model": {"checkpoint": encoder},
+            "data": {"source": source, "batch_size": 2},
+            "trainer": {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"},
+            "checkpoint_every": 2,
+        },
+        # what it learns is wrong by the validation: it is stopped long before its last epoch
+        "stopped": {
+            "task": classify,
+            "model": {"checkpoint": encoder},
+            "data": {"source": {**source, "validation": "contrary.jsonl"}, "batch_size": 4},
+            "trainer": {"max_epochs": 9},
+            "patience": 2,
+            "checkpoint_every": 2,
+        },
     }
     chosen = scenarios[scenario]
     chosen["model"]["optimizer"] = ADAM
@@ -110,7 +126,7 @@ def config(scenario: str, encoder: str, decoder: str) -> dict:
     return chosen
 
 
-RANKS = {"sharded": 2}
+RANKS = {"sharded": 2, "ddp": 2}
 """Scenarios of more than one process; each in its turn is killed first."""
 
 
@@ -160,7 +176,7 @@ def _use_cache(folder: Path) -> None:
     datasets.config.HF_DATASETS_CACHE = folder
 
 
-KILLS = {"accumulated": 8, "mixed": 6, "packed": 6, "quantized": 4, "sharded": 3}
+KILLS = {"accumulated": 8, "mixed": 6, "packed": 6, "quantized": 4, "sharded": 3, "ddp": 4}
 PHASES = ("step", "validation", "save", "export")
 CASES = [(scenario, number) for scenario, kills in KILLS.items() for number in range(kills)]
 
@@ -200,6 +216,21 @@ def test_a_run_that_is_killed_while_it_prepares_or_logs_ends_as_if_it_had_not_be
     assert resumed == expected, moment
 
 
+@pytest.mark.parametrize(("phase", "share"), [("step", 0.85), ("save", 0.99), ("export", 0.3)])
+def test_a_run_that_is_stopped_early_stops_at_the_same_step(whole, phase, share):
+    """It is killed after a validation that was not better, while the last checkpoint is written, and after the stop."""
+    folder, expected, calls = whole("stopped")
+    _, steps, epochs, *_ = json.loads(expected["results"])
+    assert epochs == 3  # of nine: the first is the best one, the next two are not better
+    name = f"killed-{phase}"
+    killed, _ = fit(folder, name, kill_at=Moment(phase, int(share * calls[0][phase])))
+    assert killed is None
+    newest, *_ = found(folder / "runs" / name / "checkpoints")
+    assert int(newest.name.removeprefix("step-")) >= steps * 2 // 3
+    resumed, _ = fit(folder, name)
+    assert resumed == expected
+
+
 def forget_random_numbers():
     ExactResume.on_train_batch_start = lambda *_: None
 
@@ -215,32 +246,3 @@ def test_the_harness_finds_what_is_not_exact(whole, sabotage):
     fit(folder, sabotage.__name__, kill_at=Moment("step", calls[0]["step"] * 17 // 20), sabotage=sabotage)
     resumed, _ = fit(folder, sabotage.__name__, sabotage=sabotage)
     assert resumed["weights"] != expected["weights"]
-
-
-def test_two_processes_go_on_alike(whole, models):
-    folder, *_ = whole("accumulated")
-    os.chdir(folder)
-    command = [
-        sys.executable,
-        "-m",
-        "lit_hf",
-        "fit",
-        "-c",
-        "run.yaml",
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "ddp",
-    ]
-    command += ["--data.batch_size", "2", "--name"]
-    subprocess.run([*command, "ddp-whole"], check=True, capture_output=True)
-    with subprocess.Popen(
-        [*command, "ddp-killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        deadline = time.monotonic() + 200
-        while len(found(folder / "runs" / "ddp-killed" / "checkpoints")) < 2 and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-    subprocess.run([*command, "ddp-killed"], check=True, capture_output=True)
-    assert digest(folder / "runs" / "ddp-killed") == digest(folder / "runs" / "ddp-whole")

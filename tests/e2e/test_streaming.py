@@ -78,9 +78,9 @@ def write(folder: Path, models: dict[str, str], kind: str = "grouped", **trainer
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
 
 
-def fit(folder: Path, name: str, kill_at: Moment | None = None) -> dict[str, str]:
+def fit(folder: Path, name: str, kill_at: Moment | None = None, ranks: int = 1) -> dict[str, str]:
     """Return what a run left; empty if it was killed."""
-    ending = run(["fit", "-c", "run.yaml", "--name", name], kill_at)
+    ending = run(["fit", "-c", "run.yaml", "--name", name], kill_at, ranks=ranks)
     if kill_at is not None:
         assert ending.code == -signal.SIGKILL, f"{kill_at} was not reached"
         return {}
@@ -107,6 +107,19 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     for number, (phase, share) in enumerate(moments):
         fit(folder, f"killed-{number}", Moment(phase, int(share * calls[phase])))
         resumed = fit(folder, f"killed-{number}")
+        resumed.pop("calls")
+        assert resumed == whole, (phase, share)
+
+
+@pytest.mark.slow
+def test_one_of_two_ranks_that_is_killed_changes_nothing(folder: Path, models: dict[str, str]) -> None:
+    write(folder, models, devices=2, strategy="ddp", val_check_interval=3, max_steps=8)
+    whole = fit(folder, "whole", ranks=2)
+    calls = json.loads(whole.pop("calls"))
+
+    for rank, phase, share in ((1, "step", 0.7), (0, "save", 0.4)):
+        fit(folder, f"killed-{rank}", Moment(phase, int(share * calls[phase]), rank), ranks=2)
+        resumed = fit(folder, f"killed-{rank}", ranks=2)
         resumed.pop("calls")
         assert resumed == whole, (phase, share)
 

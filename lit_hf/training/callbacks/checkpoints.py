@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -11,18 +12,24 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_hf.checkpoints import STATE, Best, Manifest, folder_name, found, partial_folder, publish, remove_leftovers
+from lit_hf.checkpoints import STATE, Best, Manifest, folder_name, found, partial_folder, publish
 from lit_hf.errors import Problem, TrainingError
 from lit_hf.run import RunFolder
 from lit_hf.training.agreement import Ranks
 from lit_hf.training.saving import Writer
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 2.0
+"""Seconds that a checkpoint between validations waits for the one before: small ones, at each step, are all kept."""
 
 
 class RunCheckpoints(Checkpoint):
     """Saves after each validation, at the end of an epoch that has none, and every so many optimizer steps.
 
     Never between the batches of one optimizer step, and not right before a validation, which saves anyway: a run that
-    is killed in it does it again.
+    is killed in it does it again. The training waits while the state is copied. Where the checkpoint before is not
+    written by then, one that is due by its step is left out; that of a validation or an epoch's end waits for it.
 
     Args:
         run: Where to.
@@ -57,6 +64,7 @@ class RunCheckpoints(Checkpoint):
         self._ranks = Ranks()
         self._is_writing = False  # on some rank; all know it alike
         self._asked_at = -1
+        self._is_told = False  # that writing is too slow
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was best so far."""
@@ -67,10 +75,8 @@ class RunCheckpoints(Checkpoint):
         self.best = None if state_dict["best"] is None else Best(*state_dict["best"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear away what a crash left; what the run resumes from need not be saved again."""
+        """Note that what the run resumes from need not be saved again."""
         self._saved_at = trainer.global_step
-        if trainer.is_global_zero:
-            remove_leftovers(self.run.checkpoints)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Raise what went wrong with the checkpoint that is being written, before the next optimizer step begins.
@@ -79,9 +85,7 @@ class RunCheckpoints(Checkpoint):
         """
         if self._is_writing and trainer.global_step != self._asked_at:
             self._asked_at = trainer.global_step
-            is_busy = self._writer.is_busy  # asked first: what is not busy any more fails no more
-            failed, self._is_writing = self._ranks.any(self._writer.has_failed, is_busy)
-            self._raise(failed)
+            self._ask()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,7 +93,7 @@ class RunCheckpoints(Checkpoint):
         """Save, if enough optimizer steps are done."""
         due = self.every is not None and trainer.global_step % self.every == 0
         if due and trainer.global_step != self._saved_at and not _validates_next(trainer, batch_idx):
-            self._save(trainer)
+            self._save_unless_busy(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and find out whether it is the best."""
@@ -112,6 +116,20 @@ class RunCheckpoints(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the thread that writes."""
         self._writer.close()
+
+    def _save_unless_busy(self, trainer: Trainer) -> None:
+        if self._is_writing:
+            self._writer.wait(PATIENCE)
+            self._ask()
+        if not self._is_writing:
+            self._save(trainer)
+        elif not self._is_told and trainer.is_global_zero:
+            self._is_told = True
+            log.warning(
+                "writing a checkpoint takes longer than the %s steps until the next one: checkpoints are left out, "
+                "not waited for; a larger checkpoint_every would do",
+                self.every,
+            )
 
     def _save(self, trainer: Trainer, *, validated: bool = False) -> None:
         self._saved_at = trainer.global_step
@@ -137,6 +155,12 @@ class RunCheckpoints(Checkpoint):
         self._is_writing = False
         self._raise(failed)
 
+    def _ask(self) -> None:
+        """Find out whether a rank still writes, and raise on all what went wrong on one."""
+        is_busy = self._writer.is_busy  # asked first: what is not busy any more fails no more
+        failed, self._is_writing = self._ranks.any(self._writer.has_failed, is_busy)
+        self._raise(failed)
+
     def _raise(self, failed: bool) -> None:
         if failed:
             self._writer.check()
@@ -148,7 +172,7 @@ class RunCheckpoints(Checkpoint):
         publish(folder, manifest)
         for other in found(self.run.checkpoints):
             if other.name not in (folder.name, manifest.best.name):
-                shutil.rmtree(other)
+                _remove(other)
 
     def is_better(self, score: float) -> bool:
         """Say whether a score is better than the best one so far."""
@@ -161,6 +185,14 @@ class RunCheckpoints(Checkpoint):
         if self.monitor is None or self.best is None or (score is not None and self.is_better(score)):
             return Best(name, score)
         return self.best
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint that is not needed any more; what cannot go now is tried again after the next one."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:  # as with a file that is in use, on some file systems
+        log.warning("the old checkpoint %s could not be removed: %s.", folder, error)
 
 
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:

@@ -1,10 +1,13 @@
 import os
 import shutil
+import threading
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
-from lit_hf.checkpoints import STATE, Best, found, newest_valid, partial_folder, read_manifest, verify
+import lit_hf.training.callbacks.checkpoints
+from lit_hf.checkpoints import STATE, Best, found, newest_valid, read_manifest, verify
 from lit_hf.errors import TrainingError
 from lit_hf.run import RunFolder
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
@@ -25,12 +28,23 @@ class Steps(RunCheckpoints):
         self.published.append((manifest.step, int(manifest.best.name[5:])))
 
 
-def fit(tmp_path, val_losses=(), monitor="val/loss", mode="min", every=None, batches=2, resume=None, **settings):
-    run, writer = RunFolder(tmp_path), Writer()
+def fit(
+    tmp_path,
+    val_losses=(),
+    monitor="val/loss",
+    mode="min",
+    every=None,
+    batches=2,
+    resume=None,
+    writer=None,
+    callbacks=(),
+    **settings,
+):
+    run, writer = RunFolder(tmp_path), writer or Writer()
     checkpoints = Steps(run, writer, monitor, mode, every)
     trainer = tiny_trainer(
         tmp_path,
-        callbacks=[ValidateAtLastStep(), checkpoints],
+        callbacks=[ValidateAtLastStep(), checkpoints, *callbacks],
         enable_checkpointing=True,
         plugins=[CheckpointFiles(writer)],
         **{"max_epochs": len(val_losses) or 1} | settings,
@@ -74,6 +88,39 @@ def test_before_a_validation_nothing_is_saved(tmp_path):
     assert stopped.published == [(3, 3), (6, 6)]
 
 
+class Waiting(Writer):
+    """Writes the first checkpoint only once a step was reached, as a slow disk would."""
+
+    def __init__(self):
+        super().__init__()
+        self.reached = threading.Event()
+
+    def submit(self, work):
+        super().submit(lambda: (self.reached.wait(5), work()))
+
+
+class Reach(Callback):
+    def __init__(self, event, step):
+        self.event, self.step = event, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:  # which it would never be if the training waited
+            self.event.set()
+
+
+def test_training_goes_on_while_a_slow_disk_writes_and_what_is_due_meanwhile_is_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lit_hf.training.callbacks.checkpoints, "PATIENCE", 0.01)
+    writer = Waiting()
+    with caplog.at_level("WARNING", "lit_hf"):
+        checkpoints = fit(
+            tmp_path, every=1, batches=8, writer=writer, monitor=None, callbacks=[Reach(writer.reached, 5)]
+        )
+    steps = [step for step, _ in checkpoints.published]
+    assert steps[0] == 1 and not {2, 3, 4, 5} & set(steps)
+    assert steps[-1] == 8
+    assert caplog.text.count("checkpoints are left out") == 1
+
+
 def test_what_was_best_is_known_after_a_resume(tmp_path):
     fit(tmp_path, [0.5, 0.6])
     state = newest_valid(tmp_path / "checkpoints").folder / STATE
@@ -89,11 +136,21 @@ def test_a_run_that_is_moved_finds_its_best_again(tmp_path):
     assert fit(tmp_path / "after", [0.7], resume=state, max_epochs=3).best == Best("step-00000002", pytest.approx(0.5))
 
 
-def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
-    left = partial_folder(tmp_path / "checkpoints" / "step-00000777")
-    left.mkdir(parents=True)
-    fit(tmp_path, [0.5])
-    assert not left.exists()
+def test_an_old_checkpoint_that_cannot_be_removed_is_told_and_tried_again(tmp_path, monkeypatch, caplog):
+    refused, rmtree = [], shutil.rmtree
+
+    def refuse_once(folder, *arguments, **settings):
+        if folder.name == "step-00000002" and not refused:
+            refused.append(folder)
+            raise OSError(39, "Directory not empty", str(folder))
+        rmtree(folder, *arguments, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse_once)
+    with caplog.at_level("WARNING", "lit_hf"):
+        checkpoints = fit(tmp_path, [0.5, 0.4, 0.3])
+    assert checkpoints.published == [(2, 2), (4, 4), (6, 6)]
+    assert "step-00000002 could not be removed: [Errno 39] Directory not empty" in caplog.text
+    assert [path.name for path in found(tmp_path / "checkpoints")] == ["step-00000006"]
 
 
 def test_a_state_that_cannot_be_written_stops_the_training_and_the_older_checkpoint_stays(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,6 +165,14 @@ def newest_valid(checkpoints: Path) -> Newest:
         else:
             return Newest(folder, skipped)
     return Newest(None, skipped)
+
+
+def best_name(checkpoints: Path) -> str | None:
+    """Return the best checkpoint's name, by the newest manifest that can be read; no other file is looked at."""
+    for folder in found(checkpoints):
+        with suppress(Damaged):
+            return read_manifest(folder).best.name
+    return None
 
 
 def remove_leftovers(checkpoints: Path) -> None:

@@ -17,8 +17,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest
+from lit_hf.cli import safety
 from lit_hf.cli.checks import monitored
-from lit_hf.cli.export import export_run
+from lit_hf.cli.export import current_export
 from lit_hf.cli.failures import explained
 from lit_hf.cli.resuming import FLAG, Resumption
 from lit_hf.cli.runs import build_model, load_weights, provenance, read_checkpoint
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     cli = TrainerCLI([argument for argument in arguments if argument != FLAG])
     with _may_be_told_to_end(cli.run), cli.run.held() if _is_first() else nullcontext():
-        _run(cli, inexact=FLAG in arguments)
+        _run(cli, inexact=FLAG in arguments, safe=safety.FLAG in arguments)
 
 
 @contextmanager
@@ -75,14 +76,14 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and all(node == "0" for node in nodes)
 
 
-def _run(cli: TrainerCLI, inexact: bool) -> None:
+def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
     record = cli.run.read_record() if cli.run.exists() else {}
     resumption = Resumption(cli.run.path.name, inexact)
     if record:
         if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
             resumption.compare_settings(cli.run.read_config(), cli.resolved)
         if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
-            _catch_up_export(cli.run, record)
+            _catch_up_export(cli, safe)
             _say_finished(cli)
             return
     checkpoint = _newest(cli.run) if record else None
@@ -164,13 +165,10 @@ def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
 
 
 @rank_zero_only
-def _catch_up_export(run: RunFolder, record: Mapping[str, Any]) -> None:
-    """Export a finished run that was killed before its export was there."""
-    best = run.checkpoint("best")
-    if best is not None and record.get("exported") != best.parent.name:
-        log.info("the run %s was finished but not exported", run.path)
-        export_run(run)
-        run.update_record(exported=best.parent.name)
+def _catch_up_export(cli: TrainerCLI, safe: bool) -> None:
+    """Export a finished run whose export is missing or of another checkpoint, as where it was killed before that."""
+    if found(cli.run.checkpoints):
+        current_export(cli.run, cli.config.merge, safe)
 
 
 def _say_finished(cli: TrainerCLI) -> None:
@@ -205,7 +203,6 @@ def _finish(cli: TrainerCLI) -> None:
     record = cli.resolved["task"]
     origin = provenance(cli.run, path, best)
     export(cli.model.model.eval(), cli.task, record, cli.run.export, merge=cli.config.merge, origin=origin)
-    cli.run.update_record(exported=path.parent.name)
     _summarize(cli, best)
 
 

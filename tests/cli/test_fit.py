@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def test_a_finished_run_is_not_trained_again_and_goes_on_with_more_epochs(folder
     assert record["steps"] == 3 * 12
     steps = [int(row["step"]) for row in metrics()]
     assert steps == sorted(steps)
+
+
+def test_a_finished_run_without_its_export_is_exported_as_it_is_asked_for_now(folder, capsys):
+    lora = {"model": {"adapter": {"class_path": "peft.LoraConfig", "init_args": {"r": 2}}}}
+    (folder / "lora.yaml").write_text(yaml.safe_dump(lora))
+    run, options = RunFolder("runs/tiny"), ["-c", "lora.yaml", "--name", "tiny", "--trainer.max_steps", "2"]
+    assert fit(*options) == 0
+    shutil.rmtree(run.export)
+    assert fit(*options) == 0
+    assert (run.export / "adapter_model.safetensors").is_file()
+    assert fit(*options, "--merge", "true") == 0
+    assert (run.export / "model.safetensors").is_file()
+    assert capsys.readouterr().err.count("is finished already") == 2
 
 
 def test_switches_of_the_model_reach_the_run_and_the_precision_is_told(folder, capsys):

@@ -28,7 +28,7 @@ from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
 from lit_hf.models.quantization import name_of
 from lit_hf.run import RunFolder
-from lit_hf.training.settings import epochs
+from lit_hf.training.settings import LIMITS
 from lit_hf.training.strategies import FullySharding
 
 log = logging.getLogger(__name__)
@@ -82,9 +82,9 @@ def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
     if record:
         if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
             resumption.compare_settings(cli.run.read_config(), cli.resolved)
-        if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
+        if record.get("state") == "finished" and not _goes_on(cli.limits, record):
             _catch_up_export(cli, safe)
-            _say_finished(cli)
+            _say_finished(cli, record)
             return
     checkpoint = _newest(cli.run) if record else None
     # a damaged one is told now, not after the model is built
@@ -155,13 +155,20 @@ def _kept(run: RunFolder) -> str:
     return f"The last checkpoint is {newest}; the same command goes on from there."
 
 
-def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Say whether the trainer's limits now go beyond those that the run was finished with; -1 is no limit."""
-    limits = {"max_epochs": epochs(now["max_epochs"], now["max_steps"]), "max_steps": now["max_steps"]}
-    return any(
-        value is not None and before[key] not in (None, -1) and (value == -1 or value > before[key])
-        for key, value in limits.items()
+def _goes_on(now: Mapping[str, float | None], record: Mapping[str, Any]) -> bool:
+    """Say whether a limit goes beyond the one that the run was finished with, and none was reached that is kept."""
+    before = record["limits"]
+    return not _reached(now, record) and any(
+        before[name] not in (None, -1) and (value is None or value > before[name])
+        for name, value in now.items()
+        if name in before
     )
+
+
+def _reached(limits: Mapping[str, float | None], record: Mapping[str, Any]) -> list[str]:
+    """Return the limits that a run was at when it ended, of those that can be told by its record."""
+    done = {"max_epochs": record["epochs"], "max_steps": record["steps"]}
+    return [name for name, count in done.items() if (limit := limits[name]) is not None and count >= limit]
 
 
 @rank_zero_only
@@ -171,11 +178,14 @@ def _catch_up_export(cli: TrainerCLI, safe: bool) -> None:
         current_export(cli.run, cli.config.merge, safe)
 
 
-def _say_finished(cli: TrainerCLI) -> None:
+def _say_finished(cli: TrainerCLI, record: Mapping[str, Any]) -> None:
+    set_now = [name for name in ("max_time", "patience") if cli.limits[name] is not None]
+    reached = _reached(cli.limits, record)
+    more = " and ".join(LIMITS[name] for name in reached) or " or ".join(LIMITS[name] for name in set_now)
     log.warning(
-        "the run %s is finished already; nothing was done. Start another one with --name <name>, or go on with more "
-        "--trainer.max_epochs.",
+        "the run %s is finished already; nothing was done. Start another one with --name <name>%s.",
         cli.run.path,
+        more and f", or go on with more {more}",
     )
 
 

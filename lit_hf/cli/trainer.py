@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -57,6 +57,7 @@ from lit_hf.training.callbacks.exact_resume import ExactResume
 from lit_hf.training.callbacks.in_hand import BatchInHand
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
+from lit_hf.training.callbacks.patience import EarlyStopping
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
@@ -68,7 +69,7 @@ from lit_hf.training.precision import default_precision, precision_note
 from lit_hf.training.ranks import watch_ranks
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
-from lit_hf.training.settings import device_type, epochs
+from lit_hf.training.settings import device_type, epochs, limits
 from lit_hf.training.strategies import FullySharding
 from lit_hf.training.tracking import trackers
 
@@ -291,7 +292,8 @@ class TrainerCLI(LightningCLI):
         if stage == "fit":
             own += [throughput, self.in_hand, ValidateAtLastStep(), StopOnNonFinite(skip=self.config.skip_nonfinite)]
             own += [] if self.config.loss_spike is None else [LossSpikes(self.config.loss_spike)]
-            own += [RunRecorder(self.run, throughput, self.fingerprints), ExactResume(self.datamodule.batches.seed)]
+            own += [RunRecorder(self.run, throughput, self.fingerprints, self.limits)]
+            own += [ExactResume(self.datamodule.batches.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
@@ -319,6 +321,11 @@ class TrainerCLI(LightningCLI):
         """What identifies the model that the run started from, the tokenizer, and the rows of each prepared split."""
         tokenizer = tokenizer_fingerprint(self.task.tokenizer)
         return {"model": self.model.base.fingerprint, "tokenizer": tokenizer, **self.datamodule.fingerprints}
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """What ends the training, by name."""
+        return limits(self.resolved["trainer"], self.config.patience)
 
     def _checkpoint_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         monitor = monitored(self.task, self.config.monitor)

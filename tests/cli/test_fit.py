@@ -123,6 +123,29 @@ def test_a_finished_run_without_its_export_is_exported_as_it_is_asked_for_now(fo
     assert capsys.readouterr().err.count("is finished already") == 2
 
 
+def test_a_run_goes_on_with_more_of_what_ended_it(folder, capsys):
+    run = RunFolder("runs/tiny")
+    assert fit("--trainer.max_steps", "2", "--patience", "3") == 0
+    assert fit("--trainer.max_steps", "2", "--patience", "4") == 0  # which did not end it
+    assert "nothing was done" in (told := capsys.readouterr().err) and "go on with more --trainer.max_steps." in told
+    assert fit("--trainer.max_steps", "3", "--trainer.max_time", "00:00:00:00") == 0
+    assert run.read_record()["steps"] == 2  # there was no time left
+    assert fit("--trainer.max_steps", "3", "--trainer.max_time", "00:00:00:00") == 0
+    assert "go on with more --trainer.max_time." in capsys.readouterr().err
+    assert fit("--trainer.max_steps", "3", "--trainer.max_time", "00:01:00:00") == 0
+    assert run.read_record()["steps"] == 3
+
+
+def test_a_run_that_was_stopped_early_goes_on_with_more_patience(folder, capsys):
+    options = ["--model.optimizer.lr", "0", "--trainer.max_epochs", "30", "--trainer.limit_train_batches", "1"]
+    assert fit(*options, "--patience", "1") == 0
+    epochs = RunFolder("runs/tiny").read_record()["epochs"]
+    assert fit(*options, "--patience", "1") == 0
+    assert "go on with more --patience." in capsys.readouterr().err
+    assert fit(*options, "--patience", "3") == 0
+    assert RunFolder("runs/tiny").read_record()["epochs"] == epochs + 2
+
+
 def test_switches_of_the_model_reach_the_run_and_the_precision_is_told(folder, capsys):
     options = ["--model.gradient_checkpointing", "true", "--model.freeze", "[embeddings]"]
     assert fit("--trainer.max_epochs", "1", "--model.rates.layer_decay", "0.9", *options) == 0

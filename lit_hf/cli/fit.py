@@ -94,7 +94,7 @@ def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
     cli.prepare("fit")
     if checkpoint:
         resumption.compare_origins(record.get("fingerprints", {}), cli.fingerprints)
-    trainer = cli.make_trainer("fit", reached)
+    trainer = cli.make_trainer("fit")
     if checkpoint:
         precision = (record.get("hardware") or {}).get("precision")
         resumption.compare_machines(read_manifest(checkpoint.parent).world_size, precision, trainer)
@@ -103,6 +103,7 @@ def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
             log.warning(warning)
     if cli.config.merge and (quantization := cli.model.base.quantized) is not None:
         log.info("merge: the export has the base dequantized (%s): larger, and a little off", name_of(quantization))
+    cli.start_trackers(reached)
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded
     _train(cli, trainer, checkpoint)

@@ -272,12 +272,11 @@ class TrainerCLI(LightningCLI):
         yield from export_problems(skeleton, self.config.merge)
         yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)
 
-    def make_trainer(self, stage: str, steps_done: int = 0) -> Trainer:
-        """Return the trainer of a stage, with the callbacks and trackers that the run needs.
+    def make_trainer(self, stage: str) -> Trainer:
+        """Return the trainer of a stage, with the callbacks that the run needs; for a fit, `start_trackers` comes next.
 
         Args:
             stage: `fit`, `validate` or `test`.
-            steps_done: Optimizer steps of the checkpoint that the run resumes from.
         """
         settings = dict(self.config_init.trainer)
         given = _listed(settings["plugins"])
@@ -296,8 +295,7 @@ class TrainerCLI(LightningCLI):
             own += [ExactResume(self.datamodule.batches.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
-            loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
-            settings["logger"] = [*trackers(self.config.tracker, self.run, self.resolved, steps_done), *loggers]
+            settings["logger"] = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
             settings["max_epochs"] = epochs(settings["max_epochs"], settings["max_steps"])
         else:
             given = [one for one in given if not isinstance(one, Checkpoint)]
@@ -309,6 +307,15 @@ class TrainerCLI(LightningCLI):
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         return self.trainer
+
+    def start_trackers(self, steps_done: int) -> None:
+        """Start what logs, once nothing can be refused any more: some write to the run or to a server as they start.
+
+        Args:
+            steps_done: Optimizer steps of the checkpoint that the run resumes from.
+        """
+        own = trackers(self.config.tracker, self.run, self.resolved, steps_done)
+        self.trainer.loggers = [*own, *self.trainer.loggers]
 
     def add_reference(self) -> None:
         """Give the rows what the task must know of the model before it is trained or its weights are loaded."""

@@ -168,6 +168,13 @@ def test_what_is_not_in_the_config_is_compared_as_well_and_may_be_overruled(fold
     assert "NOT exact" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [other_world, other_precision])
+def test_a_resume_that_is_refused_starts_no_tracker(folder, change):
+    change(folder)
+    assert resume(folder, "--tracker", "tensorboard") == 2
+    assert not (run_in(folder).path / "tensorboard").exists()
+
+
 def move_rows(folder):
     """Copy the rows to other names, in another folder."""
     (folder / "elsewhere").mkdir()

@@ -103,7 +103,7 @@ def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
             log.warning(warning)
     if cli.config.merge and (quantization := cli.model.base.quantized) is not None:
         log.info("merge: the export has the base dequantized (%s): larger, and a little off", name_of(quantization))
-    cli.start_trackers(reached)
+    cli.start_trackers(reached, exact=not resumption.warning())
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded
     _train(cli, trainer, checkpoint)

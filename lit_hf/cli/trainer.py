@@ -308,13 +308,14 @@ class TrainerCLI(LightningCLI):
             keep_freed_memory()
         return self.trainer
 
-    def start_trackers(self, steps_done: int) -> None:
+    def start_trackers(self, steps_done: int, exact: bool) -> None:
         """Start what logs, once nothing can be refused any more: some write to the run or to a server as they start.
 
         Args:
             steps_done: Optimizer steps of the checkpoint that the run resumes from.
         """
-        own = trackers(self.config.tracker, self.run, self.resolved, steps_done)
+        own = trackers(self.config.tracker, self.run, self.resolved, steps_done, exact)
+            exact: Whether the steps after them, where there were some, will be what they were.
         self.trainer.loggers = [*own, *self.trainer.loggers]
 
     def add_reference(self) -> None:

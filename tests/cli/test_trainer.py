@@ -31,7 +31,7 @@ def trainer_of(config, *options):
     cli.prepare("fit")
     cli.run.create()
     trainer = cli.make_trainer("fit")
-    cli.start_trackers(0)
+    cli.start_trackers(0, exact=True)
     return cli, trainer
 
 

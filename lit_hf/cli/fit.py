@@ -28,7 +28,7 @@ from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
 from lit_hf.models.quantization import name_of
 from lit_hf.run import RunFolder
-from lit_hf.training.settings import LIMITS
+from lit_hf.training.settings import LIMITS, limits
 from lit_hf.training.strategies import FullySharding
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,15 @@ def run(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
-    """Have SIGTERM end what comes before and after the training as it ends that, which Lightning sees to by itself."""
+    """Have SIGTERM end what comes before and after the training as it ends that, which Lightning sees to by itself.
+
+    SIGUSR1, by which SLURM tells (`--signal`) that a job's time is nearly over, does the same.
+    """
+    own = os.getpid()
+
+    def pass_on(*_: object) -> None:
+        if os.getpid() == own:  # not in the processes that prepare batches, which SLURM tells as well
+            signal.raise_signal(signal.SIGTERM)
 
     def stop(*_: object) -> None:
         if signal.getsignal(signal.SIGTERM) is stop:  # else it is one of those that Lightning's own handler calls
@@ -61,6 +69,9 @@ def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
 
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if is_main else None
+    takes_usr1 = is_main and hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    if takes_usr1:
+        signal.signal(signal.SIGUSR1, pass_on)
     try:
         yield
     except SIGTERMException as error:
@@ -68,6 +79,8 @@ def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)
+        if takes_usr1:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def _is_first() -> bool:
@@ -82,7 +95,7 @@ def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
     if record:
         if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
             resumption.compare_settings(cli.run.read_config(), cli.resolved)
-        if record.get("state") == "finished" and not _goes_on(cli.limits, record):
+        if record.get("state") == "finished" and not _goes_on(limits(cli.resolved), record):
             _catch_up_export(cli, safe)
             _say_finished(cli, record)
             return
@@ -166,10 +179,10 @@ def _goes_on(now: Mapping[str, float | None], record: Mapping[str, Any]) -> bool
     )
 
 
-def _reached(limits: Mapping[str, float | None], record: Mapping[str, Any]) -> list[str]:
+def _reached(now: Mapping[str, float | None], record: Mapping[str, Any]) -> list[str]:
     """Return the limits that a run was at when it ended, of those that can be told by its record."""
     done = {"max_epochs": record["epochs"], "max_steps": record["steps"]}
-    return [name for name, count in done.items() if (limit := limits[name]) is not None and count >= limit]
+    return [name for name, count in done.items() if (limit := now[name]) is not None and count >= limit]
 
 
 @rank_zero_only
@@ -180,8 +193,9 @@ def _catch_up_export(cli: TrainerCLI, safe: bool) -> None:
 
 
 def _say_finished(cli: TrainerCLI, record: Mapping[str, Any]) -> None:
-    set_now = [name for name in ("max_time", "patience") if cli.limits[name] is not None]
-    reached = _reached(cli.limits, record)
+    now = limits(cli.resolved)
+    set_now = [name for name in ("max_time", "patience") if now[name] is not None]
+    reached = _reached(now, record)
     more = " and ".join(LIMITS[name] for name in reached) or " or ".join(LIMITS[name] for name in set_now)
     log.warning(
         "the run %s is finished already; nothing was done. Start another one with --name <name>%s.",

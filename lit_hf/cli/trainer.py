@@ -70,6 +70,7 @@ from lit_hf.training.ranks import watch_ranks
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.settings import device_type, epochs, limits
+from lit_hf.training.slurm import own_environment
 from lit_hf.training.strategies import FullySharding
 from lit_hf.training.tracking import trackers
 
@@ -283,6 +284,7 @@ class TrainerCLI(LightningCLI):
         if settings["precision"] is None and not any(isinstance(one, Precision) for one in given):
             settings["precision"] = precision = default_precision(settings["accelerator"])
             log.info("precision: %s", precision_note(precision))
+        settings["plugins"] = [*given, *own_environment(given, settings["strategy"])]
         given = _listed(settings["callbacks"])
         throughput = Throughput()
         own: list[Callback] = []
@@ -291,7 +293,7 @@ class TrainerCLI(LightningCLI):
         if stage == "fit":
             own += [throughput, self.in_hand, ValidateAtLastStep(), StopOnNonFinite(skip=self.config.skip_nonfinite)]
             own += [] if self.config.loss_spike is None else [LossSpikes(self.config.loss_spike)]
-            own += [RunRecorder(self.run, throughput, self.fingerprints, self.limits)]
+            own += [RunRecorder(self.run, throughput, self.fingerprints, limits(self.resolved))]
             own += [ExactResume(self.datamodule.batches.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
@@ -313,9 +315,9 @@ class TrainerCLI(LightningCLI):
 
         Args:
             steps_done: Optimizer steps of the checkpoint that the run resumes from.
+            exact: Whether the steps after them, where there were some, will be what they were.
         """
         own = trackers(self.config.tracker, self.run, self.resolved, steps_done, exact)
-            exact: Whether the steps after them, where there were some, will be what they were.
         self.trainer.loggers = [*own, *self.trainer.loggers]
 
     def add_reference(self) -> None:
@@ -329,11 +331,6 @@ class TrainerCLI(LightningCLI):
         """What identifies the model that the run started from, the tokenizer, and the rows of each prepared split."""
         tokenizer = tokenizer_fingerprint(self.task.tokenizer)
         return {"model": self.model.base.fingerprint, "tokenizer": tokenizer, **self.datamodule.fingerprints}
-
-    @property
-    def limits(self) -> dict[str, float | None]:
-        """What ends the training, by name."""
-        return limits(self.resolved["trainer"], self.config.patience)
 
     def _checkpoint_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         monitor = monitored(self.task, self.config.monitor)

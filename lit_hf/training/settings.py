@@ -23,18 +23,14 @@ LIMITS = {
 """What ends a training, and the option that sets it."""
 
 
-def limits(trainer: Mapping[str, Any], patience: int | None) -> dict[str, float | None]:
-    """Return the value of each of `LIMITS`, the time in seconds; None where it is not set.
-
-    Args:
-        trainer: The trainer's settings, as plain values.
-        patience: The run's setting.
-    """
+def limits(config: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the value of each of `LIMITS` in a resolved config, the time in seconds; None where it is not set."""
+    trainer = config["trainer"]
     given = {
         "max_epochs": epochs(trainer["max_epochs"], trainer["max_steps"]),
         "max_steps": trainer["max_steps"],
         "max_time": Timer(trainer["max_time"]).time_remaining(),
-        "patience": patience,
+        "patience": config["patience"],
     }
     return {name: None if value == -1 else value for name, value in given.items()}
 

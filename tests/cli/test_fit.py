@@ -367,8 +367,12 @@ def test_without_a_checkpoint_it_says_that_nothing_is_exported(folder, capsys):
     assert not RunFolder("runs/tiny").export.exists()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, sent, code):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, monkeypatch, sent, code):
+    if sent == signal.SIGUSR1:  # in a job of SLURM, where Lightning's own handler would save a checkpoint of its own
+        job = {"JOB_ID": "1", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "127.0.0.1"}
+        for name, value in job.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
     command = [sys.executable, "-m", "lit_hf", "fit", "-c", "tiny.yaml", "--trainer.max_epochs", "10000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while "epoch 1/10000  validation" not in process.stderr.readline():
@@ -378,6 +382,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, sent, cod
     assert process.returncode == code, told
     assert "Traceback" not in told
     assert RunFolder("runs/tiny").read_record()["state"] == "preempted"
+    assert not list(Path("runs/tiny").glob("hpc_ckpt*"))
     assert fit("--trainer.max_epochs", "1") == 0  # as far as it got is enough
 
 

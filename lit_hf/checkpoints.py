@@ -142,6 +142,11 @@ def found(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
+def size_of_all(checkpoints: Path) -> int:
+    """Return the bytes of the checkpoints in a run's folder of checkpoints, valid or not."""
+    return sum(path.stat().st_size for folder in found(checkpoints) for path in _files(folder))
+
+
 class Newest(NamedTuple):
     """The newest valid checkpoint.
 

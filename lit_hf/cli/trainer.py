@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from peft import PeftConfig
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
+from lit_hf.checkpoints import size_of_all
 from lit_hf.cli import safety
 from lit_hf.cli.adapter_settings import complete
 from lit_hf.cli.arguments import read_arguments
@@ -269,7 +270,8 @@ class TrainerCLI(LightningCLI):
         skeleton = self.model.skeleton()
         trainable, total = count_parameters(skeleton)
         yield from uncut_models(skeleton) if self._is_sharded else ()
-        yield from disk_problems(self.run.path, trainable, total if self.model.parts.stores_base else trainable)
+        stored, kept = total if self.model.parts.stores_base else trainable, size_of_all(self.run.checkpoints)
+        yield from disk_problems(self.run.path, trainable, stored, kept)
         yield from export_problems(skeleton, self.config.merge)
         yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)
 

@@ -233,6 +233,14 @@ def test_a_run_that_is_stopped_in_an_epoch_goes_on_with_other_batches_when_told_
     assert "data.batch_size: the run 'tiny' was started with 8, now it is 16." in capsys.readouterr().err
 
 
+def test_a_run_resumes_on_a_disk_that_its_own_checkpoints_fill(folder, monkeypatch):
+    usage, all_three = shutil.disk_usage(folder), 3 * 4 * 3 * run_in(folder).read_record()["parameters"]["total"]
+    monkeypatch.setattr("lit_hf.cli.checks.shutil.disk_usage", lambda _: usage._replace(free=all_three - 1))
+    for module in ("export.package", "training.saving"):  # what these want beside is more than all of this model
+        monkeypatch.setattr(f"lit_hf.{module}.SLACK", 0)
+    assert resume(folder) == 0
+
+
 def test_without_a_difference_there_is_no_warning(folder, capsys):
     assert resume(folder, FLAG) == 0
     assert "NOT exact" not in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,6 +146,11 @@ def found(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
+def size_of_all(checkpoints: Path) -> int:
+    """Return the bytes of the checkpoints in a run's folder of checkpoints, valid or not."""
+    return sum(path.stat().st_size for folder in found(checkpoints) for path in _files(folder))
+
+
 class Newest(NamedTuple):
     """The newest valid checkpoint.
 
@@ -168,6 +174,14 @@ def newest_valid(checkpoints: Path, contents: bool = True) -> Newest:
         else:
             return Newest(folder, skipped)
     return Newest(None, skipped)
+
+
+def best_name(checkpoints: Path) -> str | None:
+    """Return the best checkpoint's name, by the newest manifest that can be read; no other file is looked at."""
+    for folder in found(checkpoints):
+        with suppress(Damaged):
+            return read_manifest(folder).best.name
+    return None
 
 
 def remove_leftovers(checkpoints: Path) -> None:

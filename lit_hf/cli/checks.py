@@ -214,15 +214,17 @@ def clipping_problems(precision: object, clip: object, fused: bool) -> Iterator[
         yield Problem("model.optimizer.init_args.fused", what, cure)
 
 
-def disk_problems(folder: Path, trainable: int, stored: int) -> Iterator[Problem]:
+def disk_problems(folder: Path, trainable: int, stored: int, kept: int = 0) -> Iterator[Problem]:
     """Find a disk that is too small for the checkpoints: the best, the last, and one that is being written.
 
     Args:
         folder: An existing folder on the disk.
         trainable: Number of trainable parameters; AdamW keeps two more numbers of each.
         stored: Number of parameters that a checkpoint holds.
+        kept: Bytes of the checkpoints that are there, and go as new ones come.
     """
-    needed = 3 * BYTES_FLOAT32 * (stored + 2 * trainable)
+    one = BYTES_FLOAT32 * (stored + 2 * trainable)
+    needed = max(3 * one - kept, one)
     free = shutil.disk_usage(folder).free
     if free < needed:
         yield Problem(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from lit_hf.checkpoints import found
+from lit_hf.checkpoints import best_name, found
 from lit_hf.cli.options import Parser
 from lit_hf.errors import InputError, Problem
 from lit_hf.models.folder import CARD, MANIFEST, is_adapter
@@ -98,21 +98,21 @@ def current_export(run: RunFolder, merge: bool = False, safe: bool = False) -> P
 
 
 def _outdated(run: RunFolder, merge: bool) -> str:
-    """Say why a run's export is not what is wanted; empty if it is."""
+    """Say why a run's export is not what is wanted; empty if it is. Of checkpoints, manifests alone are read."""
     if not (run.export / MANIFEST).is_file():
         return "has no export yet"
     if not (run.export / CARD).is_file():
         return "has an export without a model card"
     if merge and is_adapter(run.export):
         return "has an export of the adapter alone"
-    best = run.checkpoint("best")
-    if best is None:
-        return "has no valid best checkpoint" if found(run.checkpoints) else ""
+    if not found(run.checkpoints):
+        return ""
+    best = best_name(run.checkpoints)
     try:
         exported = json.loads((run.export / MANIFEST).read_text("utf-8")).get("checkpoint")
     except (ValueError, AttributeError):
         exported = None
-    return "" if exported == best.parent.name else f"has no export of its best checkpoint, {best.parent.name}"
+    return "" if exported == best else f"has no export of its best checkpoint, {best or 'which no manifest names'}"
 
 
 def next_commands(run: RunFolder, folder: Path) -> str:

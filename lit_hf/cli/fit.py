@@ -18,8 +18,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lit_hf.checkpoints import STATE, found, newest_valid, read_manifest, remove_leftovers
+from lit_hf.cli import safety
 from lit_hf.cli.checks import monitored
-from lit_hf.cli.export import export_run
+from lit_hf.cli.export import current_export
 from lit_hf.cli.failures import explained
 from lit_hf.cli.resuming import FLAG, Resumption
 from lit_hf.cli.runs import build_model, load_weights, provenance, read_checkpoint
@@ -28,7 +29,7 @@ from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
 from lit_hf.models.quantization import name_of
 from lit_hf.run import RunFolder
-from lit_hf.training.settings import epochs
+from lit_hf.training.settings import LIMITS, limits
 from lit_hf.training.strategies import FullySharding
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,20 @@ def run(arguments: Sequence[str]) -> None:
     """
     cli = TrainerCLI([argument for argument in arguments if argument != FLAG])
     with _may_be_told_to_end(cli.run), cli.run.held() if _is_first() else nullcontext():
-        _run(cli, inexact=FLAG in arguments)
+        _run(cli, inexact=FLAG in arguments, safe=safety.FLAG in arguments)
 
 
 @contextmanager
 def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
-    """Have SIGTERM end what comes before and after the training as it ends that, which Lightning sees to by itself."""
+    """Have SIGTERM end what comes before and after the training as it ends that, which Lightning sees to by itself.
+
+    SIGUSR1, by which SLURM tells (`--signal`) that a job's time is nearly over, does the same.
+    """
+    own = os.getpid()
+
+    def pass_on(*_: object) -> None:
+        if os.getpid() == own:  # not in the processes that prepare batches, which SLURM tells as well
+            signal.raise_signal(signal.SIGTERM)
 
     def stop(*_: object) -> None:
         if signal.getsignal(signal.SIGTERM) is stop:  # else it is one of those that Lightning's own handler calls
@@ -64,6 +73,9 @@ def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
 
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if is_main else None
+    takes_usr1 = is_main and hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    if takes_usr1:
+        signal.signal(signal.SIGUSR1, pass_on)
     try:
         yield
     except SIGTERMException as error:
@@ -71,6 +83,8 @@ def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before)
+        if takes_usr1:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def _is_first() -> bool:
@@ -79,7 +93,7 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and all(node == "0" for node in nodes)
 
 
-def _run(cli: TrainerCLI, inexact: bool) -> None:
+def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
     if _is_first():  # the run is held: nobody else writes there
         remove_leftovers(cli.run.checkpoints)
     record = cli.run.read_record() if cli.run.exists() else {}
@@ -87,16 +101,16 @@ def _run(cli: TrainerCLI, inexact: bool) -> None:
     if record:
         if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
             resumption.compare_settings(cli.run.read_config(), cli.resolved)
-        if record.get("state") == "finished" and not _goes_on(cli.resolved["trainer"], record["limits"]):
-            _catch_up_export(cli.run, record)
-            _say_finished(cli)
+        if record.get("state") == "finished" and not _goes_on(limits(cli.resolved), record):
+            _catch_up_export(cli, safe)
+            _say_finished(cli, record)
             return
     checkpoint = _newest(cli.run) if record else None
     reached = _begun(cli, checkpoint) if checkpoint else 0
     cli.prepare("fit")
     if checkpoint:
         resumption.compare_origins(record.get("fingerprints", {}), cli.fingerprints)
-    trainer = cli.make_trainer("fit", reached)
+    trainer = cli.make_trainer("fit")
     if checkpoint:
         precision = (record.get("hardware") or {}).get("precision")
         resumption.compare_machines(read_manifest(checkpoint.parent).world_size, precision, trainer)
@@ -105,6 +119,7 @@ def _run(cli: TrainerCLI, inexact: bool) -> None:
             log.warning(warning)
     if cli.config.merge and (quantization := cli.model.base.quantized) is not None:
         log.info("merge: the export has the base dequantized (%s): larger, and a little off", name_of(quantization))
+    cli.start_trackers(reached, exact=not resumption.warning())
     cli.save_inputs()
     cli.add_reference()  # before the run's own weights are loaded
     with _told_to_others(checkpoint):
@@ -184,30 +199,38 @@ def _kept(run: RunFolder) -> str:
     return f"The last checkpoint is {newest}; the same command goes on from there."
 
 
-def _goes_on(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Say whether the trainer's limits now go beyond those that the run was finished with; -1 is no limit."""
-    limits = {"max_epochs": epochs(now["max_epochs"], now["max_steps"]), "max_steps": now["max_steps"]}
-    return any(
-        value is not None and before[key] not in (None, -1) and (value == -1 or value > before[key])
-        for key, value in limits.items()
+def _goes_on(now: Mapping[str, float | None], record: Mapping[str, Any]) -> bool:
+    """Say whether a limit goes beyond the one that the run was finished with, and none was reached that is kept."""
+    before = record["limits"]
+    return not _reached(now, record) and any(
+        before[name] not in (None, -1) and (value is None or value > before[name])
+        for name, value in now.items()
+        if name in before
     )
 
 
+def _reached(now: Mapping[str, float | None], record: Mapping[str, Any]) -> list[str]:
+    """Return the limits that a run was at when it ended, of those that can be told by its record."""
+    done = {"max_epochs": record["epochs"], "max_steps": record["steps"]}
+    return [name for name, count in done.items() if (limit := now[name]) is not None and count >= limit]
+
+
 @rank_zero_only
-def _catch_up_export(run: RunFolder, record: Mapping[str, Any]) -> None:
-    """Export a finished run that was killed before its export was there."""
-    best = run.checkpoint("best")
-    if best is not None and record.get("exported") != best.parent.name:
-        log.info("the run %s was finished but not exported", run.path)
-        export_run(run)
-        run.update_record(exported=best.parent.name)
+def _catch_up_export(cli: TrainerCLI, safe: bool) -> None:
+    """Export a finished run whose export is missing or of another checkpoint, as where it was killed before that."""
+    if found(cli.run.checkpoints):
+        current_export(cli.run, cli.config.merge, safe)
 
 
-def _say_finished(cli: TrainerCLI) -> None:
+def _say_finished(cli: TrainerCLI, record: Mapping[str, Any]) -> None:
+    now = limits(cli.resolved)
+    set_now = [name for name in ("max_time", "patience") if now[name] is not None]
+    reached = _reached(now, record)
+    more = " and ".join(LIMITS[name] for name in reached) or " or ".join(LIMITS[name] for name in set_now)
     log.warning(
-        "the run %s is finished already; nothing was done. Start another one with --name <name>, or go on with more "
-        "--trainer.max_epochs.",
+        "the run %s is finished already; nothing was done. Start another one with --name <name>%s.",
         cli.run.path,
+        more and f", or go on with more {more}",
     )
 
 
@@ -235,7 +258,6 @@ def _finish(cli: TrainerCLI) -> None:
     record = cli.resolved["task"]
     origin = provenance(cli.run, path, best)
     export(cli.model.model.eval(), cli.task, record, cli.run.export, merge=cli.config.merge, origin=origin)
-    cli.run.update_record(exported=path.parent.name)
     _summarize(cli, best)
 
 

@@ -122,18 +122,12 @@ def _check_output(source: str | None, target: str | None) -> None:
 
 
 def _exported(folder: str, safe: bool) -> Path:
-    """Return an exported folder; a run that has none is exported first."""
-    from lit_hf.models.folder import MANIFEST, fetch
+    """Return an exported folder; a run that has none of its best checkpoint is exported first."""
+    from lit_hf.cli.export import current_export
+    from lit_hf.models.folder import fetch
 
     run = RunFolder(folder)
-    if not run.exists():
-        return fetch(folder)
-    if not (run.export / MANIFEST).is_file():
-        from lit_hf.cli.export import export_run
-
-        logger.info("the run %s has no export yet; making it", run.path)
-        export_run(run, safe=safe)
-    return run.export
+    return current_export(run, safe=safe) if run.exists() else fetch(folder)
 
 
 def _predict_texts(folder: Path, options: argparse.Namespace) -> None:

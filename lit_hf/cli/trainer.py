@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from peft import PeftConfig
 
 import lit_hf.tasks  # noqa: F401 - so that the tasks are known by their short names
+from lit_hf.checkpoints import size_of_all
 from lit_hf.cli import safety
 from lit_hf.cli.adapter_settings import complete
 from lit_hf.cli.arguments import read_arguments
@@ -58,6 +59,7 @@ from lit_hf.training.callbacks.exact_resume import ExactResume
 from lit_hf.training.callbacks.in_hand import BatchInHand
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
+from lit_hf.training.callbacks.patience import EarlyStopping
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
@@ -69,7 +71,8 @@ from lit_hf.training.precision import default_precision, precision_note
 from lit_hf.training.ranks import watch_ranks
 from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
-from lit_hf.training.settings import device_type, epochs
+from lit_hf.training.settings import device_type, epochs, limits
+from lit_hf.training.slurm import own_environment
 from lit_hf.training.strategies import FullySharding
 from lit_hf.training.tracking import trackers
 
@@ -273,22 +276,23 @@ class TrainerCLI(LightningCLI):
         skeleton = self.model.skeleton()
         trainable, total = count_parameters(skeleton)
         yield from uncut_models(skeleton) if self._is_sharded else ()
-        yield from disk_problems(self.run.path, trainable, total if self.model.parts.stores_base else trainable)
+        stored, kept = total if self.model.parts.stores_base else trainable, size_of_all(self.run.checkpoints)
+        yield from disk_problems(self.run.path, trainable, stored, kept)
         yield from export_problems(skeleton, self.config.merge)
         yield from lone_adapter_problems(self.model.adapter, self.model.adaptation.merged, self.config.merge)
 
-    def make_trainer(self, stage: str, steps_done: int = 0) -> Trainer:
-        """Return the trainer of a stage, with the callbacks and trackers that the run needs.
+    def make_trainer(self, stage: str) -> Trainer:
+        """Return the trainer of a stage, with the callbacks that the run needs; for a fit, `start_trackers` comes next.
 
         Args:
             stage: `fit`, `validate` or `test`.
-            steps_done: Optimizer steps of the checkpoint that the run resumes from.
         """
         settings = dict(self.config_init.trainer)
         given = _listed(settings["plugins"])
         if settings["precision"] is None and not any(isinstance(one, Precision) for one in given):
             settings["precision"] = precision = default_precision(settings["accelerator"])
             log.info("precision: %s", precision_note(precision))
+        settings["plugins"] = [*given, *own_environment(given, settings["strategy"])]
         given = _listed(settings["callbacks"])
         throughput = Throughput()
         own: list[Callback] = []
@@ -297,11 +301,11 @@ class TrainerCLI(LightningCLI):
         if stage == "fit":
             own += [throughput, self.in_hand, ValidateAtLastStep(), StopOnNonFinite(skip=self.config.skip_nonfinite)]
             own += [] if self.config.loss_spike is None else [LossSpikes(self.config.loss_spike)]
-            own += [RunRecorder(self.run, throughput, self.fingerprints), ExactResume(self.datamodule.batches.seed)]
+            own += [RunRecorder(self.run, throughput, self.fingerprints, limits(self.resolved))]
+            own += [ExactResume(self.datamodule.batches.seed)]
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
-            loggers = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
-            settings["logger"] = [*trackers(self.config.tracker, self.run, self.resolved, steps_done), *loggers]
+            settings["logger"] = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
             settings["max_epochs"] = epochs(settings["max_epochs"], settings["max_steps"])
         else:
             given = [one for one in given if not isinstance(one, Checkpoint)]
@@ -313,6 +317,16 @@ class TrainerCLI(LightningCLI):
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         return self.trainer
+
+    def start_trackers(self, steps_done: int, exact: bool) -> None:
+        """Start what logs, once nothing can be refused any more: some write to the run or to a server as they start.
+
+        Args:
+            steps_done: Optimizer steps of the checkpoint that the run resumes from.
+            exact: Whether the steps after them, where there were some, will be what they were.
+        """
+        own = trackers(self.config.tracker, self.run, self.resolved, steps_done, exact)
+        self.trainer.loggers = [*own, *self.trainer.loggers]
 
     def add_reference(self) -> None:
         """Give the rows what the task must know of the model before it is trained or its weights are loaded."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import logging
+import os
+import re
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -34,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 SLACK = 64 * 2**20
 """Bytes beside the weights: tokenizer, configs, and what the file system needs."""
+
+
+_OLD = ".old"
 
 
 def export(
@@ -66,6 +73,7 @@ def export(
     raise_problems(check(model, merge))
     written = _to_write(model, task, merge)
     temporary = _make_sibling(folder, _size(written.model))
+    held = _hold(temporary)
     trusted = type(_plain(model)).__module__.startswith("transformers_modules")
     try:
         _write(written.model, task, temporary)
@@ -79,6 +87,7 @@ def export(
         raise LitHFError(Problem(str(folder), f"the export could not be written: {error}.")) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(held)
     if written.lost:
         logger.info("%s", written.lost)
     logger.info("exported the %s to %s; reloaded, its outputs differ by %.1g at most", written.kind, folder, difference)
@@ -157,6 +166,7 @@ def _size(model: PreTrainedModel) -> int:
 
 def _make_sibling(folder: Path, size: int) -> Path:
     """Make the folder to write to, on the same disk as the place where it is to be."""
+    _clear_leftovers(folder)
     if folder.exists() and not _replaceable(folder):
         what = "this is not an export of lit-hf, so it is not replaced."
         raise InputError(Problem(str(folder), what, "Give a new or empty folder."))
@@ -172,6 +182,39 @@ def _make_sibling(folder: Path, size: int) -> Path:
         what = f"the folder cannot be written to: {error.strerror}."
         raise InputError(Problem(str(folder), what, "Give one that you may write to.")) from error
     return temporary
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what killed exports to a place left beside it; bring back the export that one had already set aside."""
+    for old in folder.parent.glob(f".{folder.name}.*{_OLD}"):
+        if not folder.exists() and _is_left(old.with_name(old.name.removesuffix(_OLD))):
+            old.rename(folder)
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        if re.fullmatch(rf"[0-9a-f]{{8}}({_OLD})?", path.name.removeprefix(f".{folder.name}.")) and _is_left(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _hold(folder: Path) -> int:
+    """Lock a folder until the handle that is returned is closed, or this process ends, however it does."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks, where `_is_left` is never true either
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _is_left(folder: Path) -> bool:
+    """Say whether nobody writes to a folder any more; false where that cannot be known."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _replaceable(folder: Path) -> bool:
@@ -212,7 +255,7 @@ def _write_manifest(
 
 def _publish(temporary: Path, folder: Path) -> None:
     """Give the complete folder its name; the old one goes only after."""
-    old = folder.with_name(f"{temporary.name}.old")
+    old = folder.with_name(f"{temporary.name}{_OLD}")
     if folder.exists():
         folder.rename(old)
     try:

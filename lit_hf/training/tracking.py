@@ -139,7 +139,9 @@ def _exact(value: float) -> str:
     return repr(int(value)) if isinstance(value, int) else repr(float(value))
 
 
-def trackers(name: str, run: RunFolder, config: Mapping[str, Any], steps_done: int = 0) -> list[Logger]:
+def trackers(
+    name: str, run: RunFolder, config: Mapping[str, Any], steps_done: int = 0, exact: bool = True
+) -> list[Logger]:
     """Return the loggers of a run; the run's folder must be there.
 
     Args:
@@ -147,6 +149,7 @@ def trackers(name: str, run: RunFolder, config: Mapping[str, Any], steps_done: i
         run: Where everything is kept that a tracker writes.
         config: The resolved config, logged as hyper-parameters; there must be no secret in it.
         steps_done: Optimizer steps of the checkpoint that the run resumes from: what was logged after it is done again.
+        exact: Whether it is done again with the same values.
 
     Raises:
         InputError: If a package is missing.
@@ -156,6 +159,8 @@ def trackers(name: str, run: RunFolder, config: Mapping[str, Any], steps_done: i
     if name == "tensorboard":
         loggers.append(_tensorboard(run, config, steps_done))
     elif name == "wandb":
+        if steps_done == 0 or not exact:  # W&B takes nothing back: what it has is of another training
+            run.update_record(wandb_id=None)
         loggers.append(_wandb(run, config, metrics.rows(steps_done)))
     return loggers
 

@@ -65,6 +65,15 @@ def test_a_disk_that_is_too_small_is_told_with_both_sizes(tmp_path, monkeypatch)
     assert "3.6 GB" in problem.what
 
 
+def test_checkpoints_that_are_there_are_room_for_those_that_replace_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_300_000_000))
+    size = {"trainable": 100_000_000, "stored": 100_000_000}
+    assert not list(disk_problems(tmp_path, **size, kept=2_400_000_000))  # the best and the last: one more is written
+    assert list(disk_problems(tmp_path, **size, kept=1_200_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_100_000_000))
+    assert list(disk_problems(tmp_path, **size, kept=9_000_000_000))
+
+
 @pytest.mark.parametrize(
     ("precision", "weights", "has_adapter", "where"),
     [

@@ -76,6 +76,18 @@ def test_predict_exports_a_run_that_has_none(run, capsys):
     assert "has no export yet; making it" in captured.err
 
 
+def test_predict_answers_with_the_best_checkpoint_of_a_run_that_was_killed_after_it_got_better(run, capsys):
+    (newest,) = found(run / "checkpoints")
+    better = shutil.copytree(newest, newest.with_name(folder_name(7)))
+    manifest = json.loads((better / MANIFEST).read_text())
+    (better / MANIFEST).write_text(json.dumps({**manifest, "best": {"name": better.name, "value": 1.0}}))
+    capsys.readouterr()
+    assert main(["predict", str(run), "--text", TEXTS[0]]) == 0
+    assert "has no export of its best checkpoint, step-00000007; making it" in capsys.readouterr().err
+    assert main(["predict", str(run), "--text", TEXTS[0]]) == 0
+    assert "making it" not in capsys.readouterr().err
+
+
 def test_predict_finds_the_run_of_a_config(trained, capsys):
     assert main(["predict", "-c", str(trained.parent / "tiny.yaml"), "--text", TEXTS[0]]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == TEXTS[0]

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,42 @@ def test_a_finished_run_is_not_trained_again_and_goes_on_with_more_epochs(folder
     assert record["steps"] == 3 * 12
     steps = [int(row["step"]) for row in metrics()]
     assert steps == sorted(steps)
+
+
+def test_a_finished_run_without_its_export_is_exported_as_it_is_asked_for_now(folder, capsys):
+    lora = {"model": {"adapter": {"class_path": "peft.LoraConfig", "init_args": {"r": 2}}}}
+    (folder / "lora.yaml").write_text(yaml.safe_dump(lora))
+    run, options = RunFolder("runs/tiny"), ["-c", "lora.yaml", "--name", "tiny", "--trainer.max_steps", "2"]
+    assert fit(*options) == 0
+    shutil.rmtree(run.export)
+    assert fit(*options) == 0
+    assert (run.export / "adapter_model.safetensors").is_file()
+    assert fit(*options, "--merge", "true") == 0
+    assert (run.export / "model.safetensors").is_file()
+    assert capsys.readouterr().err.count("is finished already") == 2
+
+
+def test_a_run_goes_on_with_more_of_what_ended_it(folder, capsys):
+    run = RunFolder("runs/tiny")
+    assert fit("--trainer.max_steps", "2", "--patience", "3") == 0
+    assert fit("--trainer.max_steps", "2", "--patience", "4") == 0  # which did not end it
+    assert "nothing was done" in (told := capsys.readouterr().err) and "go on with more --trainer.max_steps." in told
+    assert fit("--trainer.max_steps", "3", "--trainer.max_time", "00:00:00:00") == 0
+    assert run.read_record()["steps"] == 2  # there was no time left
+    assert fit("--trainer.max_steps", "3", "--trainer.max_time", "00:00:00:00") == 0
+    assert "go on with more --trainer.max_time." in capsys.readouterr().err
+    assert fit("--trainer.max_steps", "3", "--trainer.max_time", "00:01:00:00") == 0
+    assert run.read_record()["steps"] == 3
+
+
+def test_a_run_that_was_stopped_early_goes_on_with_more_patience(folder, capsys):
+    options = ["--model.optimizer.lr", "0", "--trainer.max_epochs", "30", "--trainer.limit_train_batches", "1"]
+    assert fit(*options, "--patience", "1") == 0
+    epochs = RunFolder("runs/tiny").read_record()["epochs"]
+    assert fit(*options, "--patience", "1") == 0
+    assert "go on with more --patience." in capsys.readouterr().err
+    assert fit(*options, "--patience", "3") == 0
+    assert RunFolder("runs/tiny").read_record()["epochs"] == epochs + 2
 
 
 def test_switches_of_the_model_reach_the_run_and_the_precision_is_told(folder, capsys):
@@ -374,8 +411,12 @@ def test_without_a_checkpoint_it_says_that_nothing_is_exported(folder, capsys):
     assert not RunFolder("runs/tiny").export.exists()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, sent, code):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, monkeypatch, sent, code):
+    if sent == signal.SIGUSR1:  # in a job of SLURM, where Lightning's own handler would save a checkpoint of its own
+        job = {"JOB_ID": "1", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "127.0.0.1"}
+        for name, value in job.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
     command = [sys.executable, "-m", "lit_hf", "fit", "-c", "tiny.yaml", "--trainer.max_epochs", "10000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while "epoch 1/10000  validation" not in process.stderr.readline():
@@ -385,6 +426,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_can_be_resumed(folder, sent, cod
     assert process.returncode == code, told
     assert "Traceback" not in told
     assert RunFolder("runs/tiny").read_record()["state"] == "preempted"
+    assert not list(Path("runs/tiny").glob("hpc_ckpt*"))
     assert fit("--trainer.max_epochs", "1") == 0  # as far as it got is enough
 
 

@@ -184,6 +184,13 @@ def test_what_is_not_in_the_config_is_compared_as_well_and_may_be_overruled(fold
     assert "NOT exact" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [other_world, other_precision])
+def test_a_resume_that_is_refused_starts_no_tracker(folder, change):
+    change(folder)
+    assert resume(folder, "--tracker", "tensorboard") == 2
+    assert not (run_in(folder).path / "tensorboard").exists()
+
+
 def move_rows(folder):
     """Copy the rows to other names, in another folder."""
     (folder / "elsewhere").mkdir()
@@ -240,6 +247,14 @@ def test_a_run_that_is_stopped_in_an_epoch_goes_on_with_other_batches_when_told_
     capsys.readouterr()
     assert resume(folder, FLAG, "--data.batch_size", "16") == 0  # three batches an epoch now, two of which are done
     assert "data.batch_size: the run 'tiny' was started with 8, now it is 16." in capsys.readouterr().err
+
+
+def test_a_run_resumes_on_a_disk_that_its_own_checkpoints_fill(folder, monkeypatch):
+    usage, all_three = shutil.disk_usage(folder), 3 * 4 * 3 * run_in(folder).read_record()["parameters"]["total"]
+    monkeypatch.setattr("lit_hf.cli.checks.shutil.disk_usage", lambda _: usage._replace(free=all_three - 1))
+    for module in ("export.package", "training.saving"):  # what these want beside is more than all of this model
+        monkeypatch.setattr(f"lit_hf.{module}.SLACK", 0)
+    assert resume(folder) == 0
 
 
 def test_without_a_difference_there_is_no_warning(folder, capsys):

@@ -234,6 +234,20 @@ def test_a_run_that_is_data_goes_through_every_verb(folder, tiny_text_model, mes
     assert main(["predict", "runs/tiny", "--safe-config", "--text", "good"]) == 0
 
 
+def test_a_finished_run_that_is_exported_by_fit_is_taken_as_data_too(
+    hostile, tiny_text_model, messages_restored, capsys
+):
+    tiny_run.write(hostile, tiny_text_model, trainer__max_epochs=1)
+    assert main(["fit", "-c", "tiny.yaml"]) == 0
+    run = RunFolder("runs/tiny")
+    shutil.rmtree(run.export)
+    config = run.read_config()
+    config["trainer"]["callbacks"] = [{"class_path": "hostile.Evil"}]  # which a run that resumes may change
+    run.write_config(config)
+    assert main(["fit", "-c", "tiny.yaml", "--safe-config"]) == 2
+    assert "hostile.Evil is not imported" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["export"], ["predict", "--text", "good", "--run"]])
 def test_verbs_that_rebuild_a_run_take_its_config_as_data_too(
     hostile, tiny_text_model, messages_restored, capsys, command

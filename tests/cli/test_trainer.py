@@ -30,7 +30,9 @@ def trainer_of(config, *options):
     cli = TrainerCLI(["-c", config, "--trainer.accelerator", "cpu", *options])
     cli.prepare("fit")
     cli.run.create()
-    return cli, cli.make_trainer("fit")
+    trainer = cli.make_trainer("fit")
+    cli.start_trackers(0, exact=True)
+    return cli, trainer
 
 
 def kinds(trainer):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -178,6 +179,34 @@ def test_a_newer_export_replaces_the_older_one(tiny_text_model, tmp_path):
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
     assert same(weights(model), weights(reloaded))
     assert not (tmp_path / "export" / "stray.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_a_killed_export_left_is_cleared_away(tiny_text_model, tmp_path):
+    model, task = classifier(tiny_text_model)
+    (tmp_path / ".export.0123abcd").mkdir()
+    (tmp_path / ".export.0123abcd" / "model.safetensors").write_text("cut")
+    (tmp_path / ".export.0123abce.old").mkdir()
+    (tmp_path / ".export.mine").mkdir()
+    (tmp_path / ".export.89abcdef").mkdir()
+    writing = package._hold(tmp_path / ".export.89abcdef")  # by another process
+    try:
+        export(model, task, RECORD, tmp_path / "export")
+    finally:
+        os.close(writing)
+    assert {path.name for path in tmp_path.iterdir()} == {"export", ".export.mine", ".export.89abcdef"}
+
+
+def test_an_export_that_was_being_replaced_is_brought_back(tiny_text_model, tmp_path):
+    model, task = classifier(tiny_text_model)
+    export(model, task, RECORD, tmp_path / "export")
+    before = files(tmp_path / "export")
+    (tmp_path / "export").rename(tmp_path / ".export.0123abcd.old")  # killed between two renames
+    (tmp_path / ".export.0123abcd").mkdir()
+    model.classifier.bias.data[0] = float("nan")
+    with pytest.raises(LitHFError, match="nan"):  # the new one fails: the old one stays
+        export(model, task, RECORD, tmp_path / "export")
+    assert files(tmp_path / "export") == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
-from lit_hf.training.settings import device_type, epochs
+from lit_hf.training.settings import device_type, epochs, limits
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,18 @@ from lit_hf.training.settings import device_type, epochs
 )
 def test_a_run_has_three_epochs_where_no_limit_is_named(max_epochs, max_steps, expected):
     assert epochs(max_epochs, max_steps) == expected
+
+
+def test_limits_are_none_where_they_are_not_set_and_times_are_seconds():
+    none = {"max_epochs": None, "max_steps": -1, "max_time": None}
+    assert limits({"trainer": none, "patience": None}) == {
+        "max_epochs": 3, "max_steps": None, "max_time": None, "patience": None,
+    }  # fmt: skip
+    some = {"max_epochs": -1, "max_steps": 7, "max_time": "00:01:02:03"}
+    assert limits({"trainer": some, "patience": 2}) == {
+        "max_epochs": None, "max_steps": 7, "max_time": 3723, "patience": 2,
+    }  # fmt: skip
+    assert limits({"trainer": {**some, "max_time": {"minutes": 2}}, "patience": 2})["max_time"] == 120
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ from lit_hf.training.tracking import trackers
 from tests.training.callbacks.tiny import Batches, TinyModule, tiny_trainer
 
 run = RunFolder(sys.argv[1])
-loggers = trackers("wandb", run, json.loads(sys.argv[2]))
+loggers = trackers("wandb", run, json.loads(sys.argv[2]), int(sys.argv[3]))
 trainer = tiny_trainer(run.path, logger=loggers)
 module = TinyModule(lambda index, loss: loss * 0 + index, [0.5])
 trainer.fit(module, Batches(2), Batches(1))
@@ -206,12 +206,14 @@ print(json.dumps(kept, default=str))
 """
 
 
-def fit_with_wandb(run: RunFolder, home: Path, **environment: str) -> tuple[dict[str, Any], list[str]]:
+def fit_with_wandb(
+    run: RunFolder, home: Path, steps_done: int = 0, **environment: str
+) -> tuple[dict[str, Any], list[str]]:
     """Train in a process of its own; return what W&B knows of the run, and the lines on standard error."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
     surroundings = {"HOME": str(home), "NO_PROXY": "*", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(run.path), json.dumps(CONFIG)],
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(run.path), json.dumps(CONFIG), str(steps_done)],
         env=clean | surroundings | environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -261,7 +263,7 @@ def test_a_key_lands_in_no_file_of_the_run(unreached: Any) -> None:
 def test_a_resumed_run_is_the_same_run_on_wandb(unreached: Any, tmp_path: Path) -> None:
     run, first, _ = unreached
 
-    second, lines = fit_with_wandb(run, tmp_path, WANDB_MODE="offline", WANDB_PROJECT="mine")
+    second, lines = fit_with_wandb(run, tmp_path, steps_done=1, WANDB_MODE="offline", WANDB_PROJECT="mine")
 
     assert first["id"] == second["id"] == run.read_record()["wandb_id"]
     assert second["project"] == "mine"
@@ -331,7 +333,7 @@ from lit_hf.run import RunFolder
 from lit_hf.training.tracking import trackers
 
 run, (first, end), ending = RunFolder(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-metrics, wandb_logger = loggers = trackers("wandb", run, {}, first)
+metrics, wandb_logger = loggers = trackers("wandb", run, {}, first, exact=ending != "inexact")
 metrics.truncate(first)
 for step in range(first, end):
     for values in ({"epoch": step // 4, "train/loss": 1 / (step + 1)}, {"epoch": step // 4, "val/loss": step / 2}):
@@ -340,7 +342,7 @@ for step in range(first, end):
 if ending == "told":
     wandb_logger.experiment.summary  # waits for an answer, so that what was sent has been written by W&B
     time.sleep(0.5)
-if ending != "finished":
+if ending in ("told", "cut"):
     os.kill(os.getpid(), signal.SIGKILL)
 for logger in loggers:
     logger.finalize("success")
@@ -362,10 +364,24 @@ def test_wandb_has_each_row_of_metrics_csv_once_however_the_run_was_ended(run: R
     assert rows == expected
 
 
-def history(run: RunFolder) -> list[dict[str, float]]:
+@pytest.mark.parametrize(("steps", "ending"), [([0, 6], "anew"), ([3, 6], "inexact")])
+def test_wandb_starts_another_run_where_steps_are_done_again_otherwise(
+    run: RunFolder, steps: list[int], ending: str
+) -> None:
+    ids = []
+    for arguments in ([[0, 6], "told"], [steps, ending]):
+        command = [sys.executable, "-W", "ignore", "-c", RESUMED, str(run.path), *map(str, arguments)]
+        subprocess.run(command, env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, timeout=120)
+        ids.append(run.read_record()["wandb_id"])
+
+    assert ids[0] != ids[1]
+    assert [row[STEP] for row in history(run, ids[1])] == list(range(6))
+
+
+def history(run: RunFolder, run_id: str = "*") -> list[dict[str, float]]:
     """Return what W&B would send: the rows in its files, without its own values."""
     found = []
-    for file in sorted(run.path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime):
+    for file in sorted(run.path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"), key=lambda path: path.stat().st_mtime):
         for content in _records(file.read_bytes()):
             record = wandb_internal_pb2.Record.FromString(content)
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}

@@ -40,12 +40,20 @@ class RunRecorder(Callback):
         run: Whose record it is.
         throughput: Knows how fast it trained.
         fingerprints: What the data and the model were, by name.
+        limits: What ends the training, by name.
     """
 
-    def __init__(self, run: RunFolder, throughput: Throughput, fingerprints: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        throughput: Throughput,
+        fingerprints: Mapping[str, str] | None = None,
+        limits: Mapping[str, float | None] | None = None,
+    ) -> None:
         self.run = run
         self.throughput = throughput
         self.fingerprints = dict(fingerprints or {})
+        self.limits = dict(limits or {})
         self._started: float | None = None  # only on rank zero
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -118,7 +126,7 @@ class RunRecorder(Callback):
             error=error,
             steps=trainer.global_step,
             epochs=trainer.current_epoch,
-            limits={"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
+            limits=self.limits,
             skipped_steps=sum(one.skipped for one in callbacks if isinstance(one, StopOnNonFinite)),
             loss_spikes=sum(one.count for one in callbacks if isinstance(one, LossSpikes)),
             metrics=_metrics(trainer, pl_module),

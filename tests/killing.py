@@ -86,6 +86,8 @@ def run(
     multiprocessing.connection.wait([process.sentinel for process in processes])
     if any(process.exitcode for process in processes):
         for process in processes:
+            if kill_at is None:  # those that end of themselves are let
+                process.join(30)
             process.kill()
     calls = [_received(receiver) for receiver in receivers]
     for process in processes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lit_hf.cli import safety
 from lit_hf.errors import Problem
+from lit_hf.run import RunFolder
 
 CONFIG_FLAGS = ("-c", "--config")
 SHORT_WITH_VALUE = re.compile(r"-c[^=-]")
@@ -60,3 +63,26 @@ def read_arguments(argv: Sequence[str]) -> tuple[list[Argument], list[Problem]]:
 
 def _is_flag(word: str) -> bool:
     return word.startswith("-") and not NEGATIVE_NUMBER.match(word) and len(word) > 1
+
+
+def with_run_config(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a leading run folder, or `--run FOLDER`, replaced by that run's config.
+
+    Raises:
+        InputError: If there is no run in the folder.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run")
+    parser.add_argument(safety.FLAG, action="store_true", dest="safe")
+    given, rest = parser.parse_known_args(arguments)
+    folder = given.run
+    if folder is None and rest and not rest[0].startswith("-"):
+        folder, *rest = rest
+    flags = [safety.FLAG] if given.safe else []
+    if folder is None:
+        return [*rest, *flags]
+    run = RunFolder(folder)
+    named = run.read_config().get("name")
+    place = run.path.resolve()
+    moved = [] if named == place.name else ["--name", place.name]
+    return ["-c", str(run.config), *rest, "--output_dir", str(place.parent), *moved, *flags]

@@ -8,8 +8,9 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from lit_hf.cli.arguments import with_run_config
 from lit_hf.cli.runs import bind_task, build_model, load_weights, read_best_or_last
-from lit_hf.cli.trainer import TrainerCLI, with_run_config
+from lit_hf.cli.trainer import TrainerCLI
 
 
 def run(verb: Literal["validate", "test"], arguments: Sequence[str]) -> None:

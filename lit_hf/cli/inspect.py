@@ -34,7 +34,8 @@ def run(argv: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from lit_hf.cli.trainer import TrainerCLI, with_run_config
+    from lit_hf.cli.arguments import with_run_config
+    from lit_hf.cli.trainer import TrainerCLI
 
     cli = TrainerCLI(with_run_config(rest), "inspect")
     _prepare(cli, options.split)

@@ -31,7 +31,8 @@ def run(argv: Sequence[str]) -> None:
 
         find_gpu(options.gpu)  # told before anything is loaded
 
-    from lit_hf.cli.trainer import TrainerCLI, with_run_config
+    from lit_hf.cli.arguments import with_run_config
+    from lit_hf.cli.trainer import TrainerCLI
     from lit_hf.planning.machine import find_machine
     from lit_hf.planning.page import as_json, show
     from lit_hf.planning.plan import make_plan

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from lit_hf.cli.arguments import with_run_config
 from lit_hf.cli.safety import FLAG
-from lit_hf.cli.trainer import TrainerCLI, with_run_config
+from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.errors import InputError, Problem
 from lit_hf.export.model_card import Provenance
 from lit_hf.run import RunFolder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ from lit_hf.training.callbacks.exact_resume import ExactResume
 from lit_hf.training.callbacks.in_hand import BatchInHand
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
-from lit_hf.training.callbacks.patience import EarlyStopping
+from lit_hf.training.callbacks.patience import StopOnPatience
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
@@ -353,7 +352,7 @@ class TrainerCLI(LightningCLI):
             )
         if self.config.patience is not None:
             # not at the end of an epoch, which a resumed run may come to without a validation
-            stopping = EarlyStopping(
+            stopping = StopOnPatience(
                 f"val/{monitor}", patience=self.config.patience, mode=mode, check_on_train_epoch_end=False
             )
             callbacks.append(stopping)
@@ -379,26 +378,3 @@ def _draw_batches(data: LitDataModule, adapter: PeftConfig) -> list[Batch]:
 def _listed(value: Any) -> list[Any]:
     """Return a setting that may be one thing, several or none, as a list."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def with_run_config(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with a leading run folder, or `--run FOLDER`, replaced by that run's config.
-
-    Raises:
-        InputError: If there is no run in the folder.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--run")
-    parser.add_argument(safety.FLAG, action="store_true", dest="safe")
-    given, rest = parser.parse_known_args(arguments)
-    folder = given.run
-    if folder is None and rest and not rest[0].startswith("-"):
-        folder, *rest = rest
-    flags = [safety.FLAG] if given.safe else []
-    if folder is None:
-        return [*rest, *flags]
-    run = RunFolder(folder)
-    named = run.read_config().get("name")
-    place = run.path.resolve()
-    moved = [] if named == place.name else ["--name", place.name]
-    return ["-c", str(run.config), *rest, "--output_dir", str(place.parent), *moved, *flags]

@@ -1,6 +1,7 @@
 import pytest
 
-from lit_hf.cli.arguments import Argument, read_arguments
+from lit_hf.cli.arguments import Argument, read_arguments, with_run_config
+from lit_hf.run import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,26 @@ def test_words_that_are_no_options_and_missing_values_are_told():
         ("x", "the value is missing."),
         ("z", "the value is missing."),
     ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["runs/a", "--x", "1"], ["--run", "runs/a", "--x", "1"], ["--x", "1", "--run=runs/a"]]
+)
+def test_a_run_folder_stands_for_its_config(folder, arguments):
+    run = RunFolder("runs/a")
+    run.create()
+    run.write_config({"name": "a"})
+    assert with_run_config(arguments) == [
+        "-c", "runs/a/config.yaml", "--x", "1", "--output_dir", str((folder / "runs").resolve()),
+    ]  # fmt: skip
+
+
+def test_a_moved_run_is_named_as_its_folder(folder):
+    run = RunFolder("runs/b")
+    run.create()
+    run.write_config({"name": "a"})
+    assert with_run_config(["runs/b"])[-2:] == ["--name", "b"]
+
+
+def test_options_without_a_run_stay_as_they_are():
+    assert with_run_config(["-c", "a.yaml", "--x", "1"]) == ["-c", "a.yaml", "--x", "1"]

@@ -2,7 +2,7 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 
-from lit_hf.cli.trainer import TrainerCLI, with_run_config
+from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.errors import InputError
 from lit_hf.run import RunFolder
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
@@ -91,26 +91,3 @@ def test_what_was_learnt_from_decides_the_fingerprints(config):
     before = trainer_of(config)[0].fingerprints
     assert trainer_of(config)[0].fingerprints == before
     assert set(before) == {"model", "tokenizer", "train", "validation"}
-
-
-@pytest.mark.parametrize(
-    "arguments", [["runs/a", "--x", "1"], ["--run", "runs/a", "--x", "1"], ["--x", "1", "--run=runs/a"]]
-)
-def test_a_run_folder_stands_for_its_config(folder, arguments):
-    run = RunFolder("runs/a")
-    run.create()
-    run.write_config({"name": "a"})
-    assert with_run_config(arguments) == [
-        "-c", "runs/a/config.yaml", "--x", "1", "--output_dir", str((folder / "runs").resolve()),
-    ]  # fmt: skip
-
-
-def test_a_moved_run_is_named_as_its_folder(folder):
-    run = RunFolder("runs/b")
-    run.create()
-    run.write_config({"name": "a"})
-    assert with_run_config(["runs/b"])[-2:] == ["--name", "b"]
-
-
-def test_options_without_a_run_stay_as_they_are():
-    assert with_run_config(["-c", "a.yaml", "--x", "1"]) == ["-c", "a.yaml", "--x", "1"]

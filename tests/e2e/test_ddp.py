@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
 from tests import preferences
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +64,7 @@ def fit_together(folder, name, batch_size, *options, launcher="torchrun"):
     """Fit in two processes, which find nothing in the cache; return the run and what they told."""
     sizes = ("--data.batch_size", str(batch_size), "--data.eval_batch_size", "3")
     command = [*LAUNCHERS[launcher], "fit", "-c", "tiny.yaml", "--name", name, *sizes, "--trainer.devices", "2"]
-    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache")}
+    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
     )

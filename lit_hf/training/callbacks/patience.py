@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import EarlyStopping
 
 
-class EarlyStopping(callbacks.EarlyStopping):
-    """Stops as Lightning's does; a run that resumes keeps its count of validations, but not its earlier patience."""
+class StopOnPatience(EarlyStopping):
+    """Stops as Lightning's own does; a run that resumes keeps its count of validations, not its earlier patience."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back the best score and the count."""

@@ -61,26 +61,29 @@ class _Blocks:
 
     def module(self, clock: StepClock) -> Any:
         """Return LitGPT's data module of the blocks."""
-        import torch
         from litgpt.data import DataModule
         from torch.utils.data import DataLoader
 
         rows, batches = self.rows, self.batches
-
-        def collate(items: list[dict[str, Any]]) -> Any:
-            return torch.tensor([item["input_ids"] for item in items])
 
         class Module(DataModule):
             def connect(self, **settings: Any) -> None:
                 """Nothing depends on LitGPT's settings."""
 
             def train_dataloader(self) -> Any:
-                return DataLoader(rows, batch_sampler=batches, collate_fn=collate)
+                return DataLoader(rows, batch_sampler=batches, collate_fn=_stack)
 
             def val_dataloader(self) -> Any:
-                return DataLoader(rows, batch_sampler=batches[:1], collate_fn=collate)
+                return DataLoader(rows, batch_sampler=batches[:1], collate_fn=_stack)
 
         return Module()
+
+
+def _stack(items: list[dict[str, Any]]) -> Any:
+    """Return the ids of blocks of one length, shape [blocks, tokens]; where LitGPT's loader can be sent it."""
+    import torch
+
+    return torch.tensor([item["input_ids"] for item in items])
 
 
 def _convert(checkpoint: Path, folder: Path, shape: Any) -> Any:

@@ -16,7 +16,7 @@ import yaml
 
 from lit_hf.checkpoints import STATE, Damaged, newest_valid, read_manifest, verify
 from lit_hf.errors import InputError, Problem
-from lit_hf.writing import flush_one, write_atomically
+from lit_hf.writing import flush_one, lock, write_atomically
 
 SECONDS_TO_LET_GO = 10.0
 """How long the processes that prepare batches may take to notice that the run they belong to was killed."""
@@ -147,22 +147,12 @@ class RunFolder:
 
 def _lock(handle: int) -> bool:
     """Lock what a handle is of until it is closed, and say whether nobody else has; true where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
     until = time.monotonic() + SECONDS_TO_LET_GO
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
-        except OSError:
-            return True
-        else:
-            return True
+    while lock(handle) is False:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def run_name(configs: Sequence[str | Path]) -> str:

@@ -1,4 +1,4 @@
-"""Writing so that a reader, or a crash, sees all of it or nothing."""
+"""Writing so that a reader, or a crash, sees all of it or nothing, and that others keep away meanwhile."""
 
 from __future__ import annotations
 
@@ -54,3 +54,22 @@ def flush_one(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock(handle: int) -> bool | None:
+    """Lock what a handle is of until that is closed, or this process ends, however it does.
+
+    Returns:
+        Whether nobody else has it locked; None where there are no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from lit_hf.writing import flush, replacing, write_atomically
+from lit_hf.writing import flush, lock, replacing, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_text_and_no_temporary_file(tmp_path, monkeypatch):
@@ -53,3 +53,12 @@ def test_a_folder_is_flushed_with_all_that_is_in_it(tmp_path, monkeypatch):
     flush(tmp_path)
     there = (tmp_path, tmp_path / "inner", tmp_path / "inner" / "weights")
     assert sorted(flushed) == sorted(path.stat().st_ino for path in there)
+
+
+def test_a_lock_is_one_process_s_until_its_handle_is_closed(tmp_path):
+    first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    assert lock(first) is True
+    assert lock(second) is False
+    os.close(first)
+    assert lock(second) is True
+    os.close(second)

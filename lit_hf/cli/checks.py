@@ -10,11 +10,9 @@ from typing import Any
 from lit_hf.errors import Problem, nearest
 from lit_hf.task import Task
 from lit_hf.training.precision import unified
+from lit_hf.training.strategies import SHARDED
 
 BYTES_FLOAT32 = 4
-
-SHARDED = "fsdp2"
-"""The strategy that cuts weights into rows."""
 
 OTHER_SHARDING = ("fsdp", "modelparallel", "deepspeed")
 """Parts of the names of others that cut weights."""

@@ -23,7 +23,6 @@ from lit_hf.cli import safety
 from lit_hf.cli.adapter_settings import complete
 from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.checks import (
-    SHARDED,
     callback_problems,
     clipping_problems,
     disk_problems,
@@ -72,7 +71,7 @@ from lit_hf.training.reference import reference_key, run_reference
 from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.settings import device_type, epochs, limits
 from lit_hf.training.slurm import own_environment
-from lit_hf.training.strategies import FullySharding
+from lit_hf.training.strategies import SHARDED, FullySharding
 from lit_hf.training.tracking import trackers
 
 log = logging.getLogger(__name__)

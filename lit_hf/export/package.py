@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 import logging
 import os
 import re
 import shutil
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -26,7 +24,7 @@ from lit_hf.export.verify import Answers, answers, tolerance_for, verify
 from lit_hf.models.adapters import settle_ranks
 from lit_hf.models.folder import MANIFEST, MODEL_CONFIG
 from lit_hf.models.quantization import merge_problems, stored_quantization
-from lit_hf.writing import flush
+from lit_hf.writing import flush, lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,8 +195,7 @@ def _clear_leftovers(folder: Path) -> None:
 def _hold(folder: Path) -> int:
     """Lock a folder until the handle that is returned is closed, or this process ends, however it does."""
     handle = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):  # a file system without locks, where `_is_left` is never true either
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock(handle)  # where there are no locks, `_is_left` is never true either
     return handle
 
 
@@ -209,12 +206,9 @@ def _is_left(folder: Path) -> bool:
     except OSError as error:
         return isinstance(error, FileNotFoundError)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        return lock(handle) is True
     finally:
         os.close(handle)
-    return True
 
 
 def _replaceable(folder: Path) -> bool:

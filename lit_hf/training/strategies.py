@@ -20,6 +20,9 @@ from lit_hf.models.sharding import computing_layers
 from lit_hf.training.saving import CheckpointFiles
 from lit_hf.training.shards import COMMON, cut_like, read, rows_file, split
 
+SHARDED = "fsdp2"
+"""Its short name in a config."""
+
 
 class FullySharding(ModelParallelStrategy):
     """Cuts all weights into rows, one part for each device, and puts a layer together while it computes.
@@ -121,4 +124,4 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         register_fsdp_forward_method(model, "generate")
 
 
-StrategyRegistry.register("fsdp2", FullySharding, description="All weights cut into rows among the devices")
+StrategyRegistry.register(SHARDED, FullySharding, description="All weights cut into rows among the devices")

@@ -94,21 +94,16 @@ def config(scenario: str, encoder: str, decoder: str) -> dict:
             "data": {"source": source, "batch_size": 8},
             "checkpoint_every": 2,
         },
-        # two ranks that hold half of the weights and of the optimizer's state each
-        "sharded": {
-            "task": classify,
-            "model": {"checkpoint": encoder},
-            "data": {"source": source, "batch_size": 2},
-            "trainer": {"accumulate_grad_batches": 2, "devices": 2, "strategy": "fsdp2"},
-            "checkpoint_every": 2,
-        },
-        # two ranks that hold all of it each
-        "ddp": {
-            "task": classify,
-            "model": {"checkpoint": encoder},
-            "data": {"source": source, "batch_size": 2},
-            "trainer": {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"},
-            "checkpoint_every": 2,
+        # two ranks that hold half of the weights and of the optimizer's state each, or all of it
+        **{
+            name: {
+                "task": classify,
+                "model": {"checkpoint": encoder},
+                "data": {"source": source, "batch_size": 2},
+                "trainer": {"accumulate_grad_batches": 2, "devices": 2, "strategy": strategy},
+                "checkpoint_every": 2,
+            }
+            for name, strategy in (("sharded", "fsdp2"), ("ddp", "ddp"))
         },
         # what it learns is wrong by the validation: it is stopped long before its last epoch
         "stopped": {

@@ -40,13 +40,13 @@ def monitor_problems(task: Task, monitor: str, has_validation: bool, patience: i
         yield Problem("patience", "there is no validation split to watch.", "Give data.source.validation.")
 
 
-def validation_problems(interval: Any, accumulate: int) -> Iterator[Problem]:
+def validation_problems(trainer: Mapping[str, Any]) -> Iterator[Problem]:
     """Find validations that would come between the batches of one optimizer step, where no run can be resumed.
 
     Args:
-        interval: The trainer's `val_check_interval`: batches, a share of an epoch, or a time.
-        accumulate: Batches of an optimizer step.
+        trainer: The trainer's settings: `val_check_interval` is batches, a share of an epoch, or a time.
     """
+    interval, accumulate = trainer["val_check_interval"], trainer["accumulate_grad_batches"]
     if accumulate == 1 or interval is None or isinstance(interval, float):
         return
     if not isinstance(interval, int):
@@ -56,6 +56,10 @@ def validation_problems(interval: Any, accumulate: int) -> Iterator[Problem]:
         what = f"{interval} batches are no whole number of optimizer steps, which have {accumulate} batches each."
         cure = f"Give a multiple of trainer.accumulate_grad_batches, such as {interval + -interval % accumulate}."
         yield Problem("trainer.val_check_interval", what, cure)
+    if trainer["check_val_every_n_epoch"] is None:
+        what = f"batches are counted on through the epochs, whose last step may have less than {accumulate} batches."
+        cure = "Set it to 1, so that they are counted from each epoch's start."
+        yield Problem("trainer.check_val_every_n_epoch", what, cure)
 
 
 def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:

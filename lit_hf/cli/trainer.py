@@ -63,6 +63,7 @@ from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
 from lit_hf.training.callbacks.spikes import LossSpikes
 from lit_hf.training.callbacks.throughput import Throughput
+from lit_hf.training.callbacks.time_limit import StopOnTime
 from lit_hf.training.host_memory import keep_freed_memory
 from lit_hf.training.module import LitModule
 from lit_hf.training.precision import default_precision, precision_note
@@ -207,9 +208,7 @@ class TrainerCLI(LightningCLI):
                 self._guard_problems,
                 lambda: callback_problems(_listed(self.config_init.trainer.callbacks)),
                 self._writer_problems,
-                lambda: validation_problems(
-                    self.config_init.trainer.val_check_interval, self.config_init.trainer.accumulate_grad_batches
-                ),
+                lambda: validation_problems(self.config_init.trainer),
                 lambda: self._streaming_problems() if stage == "fit" else (),
             )
         )
@@ -304,7 +303,8 @@ class TrainerCLI(LightningCLI):
             own += self._checkpoint_callbacks(settings)
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             settings["logger"] = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
-            settings["max_epochs"] = epochs(settings["max_epochs"], settings["max_steps"])
+            own += [] if settings["max_time"] is None else [StopOnTime(settings["max_time"])]
+            settings |= {"max_epochs": epochs(settings["max_epochs"], settings["max_steps"]), "max_time": None}
         else:
             given = [one for one in given if not isinstance(one, Checkpoint)]
             settings |= {"logger": False, "enable_checkpointing": False}

@@ -167,13 +167,20 @@ def test_precisions_that_turn_all_weights_into_one_type_are_refused_beside_quant
     assert problem.where == "trainer.precision" and "bf16-mixed" in problem.cure
 
 
+def validations(interval, accumulate, every=1):
+    settings = {"val_check_interval": interval, "accumulate_grad_batches": accumulate, "check_val_every_n_epoch": every}
+    return list(validation_problems(settings))
+
+
 def test_validations_come_between_optimizer_steps():
-    assert not [*validation_problems(7, 1), *validation_problems(8, 2), *validation_problems(0.25, 2)]
-    (batches,) = validation_problems(7, 2)
+    assert not [*validations(7, 1, None), *validations(8, 2), *validations(0.25, 2)]
+    (batches,) = validations(7, 2)
     assert batches.where == "trainer.val_check_interval"
     assert "such as 8" in batches.cure
-    (duration,) = validation_problems("00:00:10:00", 4)
+    (duration,) = validations("00:00:10:00", 4)
     assert "between the 4 batches" in duration.what
+    (through,) = validations(8, 4, None)
+    assert through.where == "trainer.check_val_every_n_epoch" and "less than 4 batches" in through.what
 
 
 def test_steps_cannot_be_skipped_where_ranks_move_by_their_gradients():

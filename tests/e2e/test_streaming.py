@@ -130,7 +130,7 @@ def test_a_run_makes_several_passes_and_keeps_its_place_in_checkpoints(folder: P
     assert main(["fit", "-c", "run.yaml", "--trainer.max_steps", "26"]) == 0
 
     record = json.loads(Path("runs/run/run.json").read_text())
-    assert (record["steps"], record["epochs"], record["state"]) == (26, 3, "finished")
+    assert (record["steps"], record["epochs"], record["state"]) == (26, 2, "finished")
     newest = newest_valid(Path("runs/run/checkpoints")).folder
     assert newest is not None
     place = torch.load(newest / STATE, weights_only=True)["LitDataModule"]["stream"]

@@ -27,7 +27,8 @@ PATIENCE = 2.0
 class RunCheckpoints(Checkpoint):
     """Saves after each validation, at the end of an epoch that has none, and every so many optimizer steps.
 
-    Never between the batches of one optimizer step, and not right before a validation, which saves anyway: a run that
+    Where a run ends within an epoch, by its steps or its time, it saves there, as one that goes on with more of them is
+    still in that epoch. Never between the batches of one optimizer step, and not right before a validation, which saves anyway: a run that
     is killed in it does it again. The training waits while the state is copied. Where the checkpoint before is not
     written by then, one that is due by its step is left out; that of a validation or an epoch's end waits for it.
 
@@ -90,9 +91,12 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, if enough optimizer steps are done."""
-        due = self.every is not None and trainer.global_step % self.every == 0
-        if due and trainer.global_step != self._saved_at and not _validates_next(trainer, batch_idx):
+        """Save, if enough optimizer steps are done, or if no more are to be done in the middle of an epoch."""
+        if trainer.global_step == self._saved_at or not _is_step_within_epoch(trainer):
+            return
+        if trainer.should_stop:
+            self._save(trainer)
+        elif self.every is not None and trainer.global_step % self.every == 0:
             self._save_unless_busy(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,10 +199,9 @@ def _remove(folder: Path) -> None:
         log.warning("the old checkpoint %s could not be removed: %s.", folder, error)
 
 
-def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
-    """Say whether a batch is followed by a validation, or is an epoch's last one: both are saved by their own hooks."""
-    if trainer.is_last_batch or trainer.should_stop:
-        return True
-    batches = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
-    due = trainer.val_check_batch
-    return due is not None and trainer.enable_validation and (batches + 1) % due == 0
+def _is_step_within_epoch(trainer: Trainer) -> bool:
+    """Say whether a batch ends an optimizer step that neither a validation nor the epoch's end follows, which save."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not (trainer.is_last_batch or loop._should_accumulate() or loop._should_check_val_fx(fetcher))

@@ -43,6 +43,8 @@ class ExactResume(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the generators for the batch."""
+        # the step that is logged: Lightning loses one where a run was validated at its end, and now goes on from there
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         reseed(self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
 
 

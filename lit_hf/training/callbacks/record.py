@@ -55,6 +55,7 @@ class RunRecorder(Callback):
         self.fingerprints = dict(fingerprints or {})
         self.limits = dict(limits or {})
         self._started: float | None = None  # only on rank zero
+        self._ended_within_epoch = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Record the start and its surroundings, before anything large is loaded."""
@@ -104,6 +105,10 @@ class RunRecorder(Callback):
         if self._started is not None and not trainer.sanity_checking:
             self.run.update_record(steps=trainer.global_step, throughput=self.throughput.summary())
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note whether the epoch came to its end, which Lightning counts as one where it was stopped, too."""
+        self._ended_within_epoch = not trainer.is_last_batch
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the end and what came of it."""
         self._end(trainer, pl_module, "finished", None)
@@ -125,7 +130,7 @@ class RunRecorder(Callback):
             seconds=time.monotonic() - self._started,
             error=error,
             steps=trainer.global_step,
-            epochs=trainer.current_epoch,
+            epochs=trainer.current_epoch - self._ended_within_epoch,
             limits=self.limits,
             skipped_steps=sum(one.skipped for one in callbacks if isinstance(one, StopOnNonFinite)),
             loss_spikes=sum(one.count for one in callbacks if isinstance(one, LossSpikes)),

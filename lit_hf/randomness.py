@@ -22,7 +22,9 @@ def reseed(*key: int | str) -> None:
     seed = seed_from(*key)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    # torch notes for each device that is not there where it was seeded from, which takes the time of a small step
+    seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed_torch(seed)
 
 
 @contextmanager

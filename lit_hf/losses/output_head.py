@@ -81,21 +81,23 @@ class Head(NamedTuple):
 
     def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Return the negative log-likelihood of each target, in float32."""
+        if torch.is_grad_enabled() and _is_plain(self.module) and not _trains(self.module):
+            return _FrozenHeadLosses.apply(hidden, self.module.weight, self.module.bias, ids, self.after)
         return torch.cat([self._recomputed(*part, reduction="none") for part in self._chunks(hidden, ids)])
 
-    def total(self, hidden: Tensor, ids: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor | None]:
-        """Return the loss, summed over all targets, and without gradients how many of them are right."""
+    def mean(self, hidden: Tensor, ids: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor | None]:
+        """Return the mean loss of the targets, 0 without any, and without gradients how many of them are right."""
         if not torch.is_grad_enabled():
-            return self._measured(hidden, ids, label_smoothing)
+            total, right = self._measured(hidden, ids, label_smoothing)
+            return total / max(len(ids), 1), right
         if _is_plain(self.module):
             if hidden.is_cuda and (fused := _fused(self, hidden, ids, label_smoothing)) is not None:
-                return fused, None
+                return fused / max(len(ids), 1), None
             weight, bias = self.module.weight, self.module.bias
-            total = _LinearLoss.apply(hidden, weight, bias, ids, self.after, label_smoothing)
-            return total, None
+            return _MeanLoss.apply(hidden, weight, bias, ids, self.after, label_smoothing), None
         parts = self._chunks(hidden, ids)
         losses = [self._recomputed(*part, reduction="sum", label_smoothing=label_smoothing) for part in parts]
-        return torch.stack(losses).sum(), None
+        return torch.stack(losses).sum() / max(len(ids), 1), None
 
     def _measured(self, hidden: Tensor, ids: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
         total, right = hidden.new_zeros((), dtype=torch.float32), ids.new_zeros(())
@@ -130,8 +132,12 @@ def _is_plain(head: nn.Module) -> bool:
     return type(head) is nn.Linear and is_whole and hooks == 2 and "forward" not in vars(head)
 
 
-class _LinearLoss(torch.autograd.Function):
-    """Cross entropy of a linear head, whose gradients are computed along with it, chunk by chunk.
+def _trains(head: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in head.parameters())
+
+
+class _MeanLoss(torch.autograd.Function):
+    """Mean cross entropy of a linear head, whose gradients are computed along with it, chunk by chunk.
 
     So a chunk's logits are neither kept nor computed twice.
     """
@@ -146,43 +152,78 @@ class _LinearLoss(torch.autograd.Function):
         after: After,
         label_smoothing: float,
     ) -> Tensor:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        states, matrix = hidden.to(dtype), weight.to(dtype)
+        states, matrix = _cast(hidden, weight)
+        share = 1 / max(len(ids), 1)
         gradients = _Gradients.of(ctx.needs_input_grad, states, weight, bias)
         total = hidden.new_zeros((), dtype=torch.float32)
-        with torch.autocast(device, enabled=False):
-            for start in range(0, max(len(ids), 1), _chunk(states)):  # once without targets, too: that makes zeros
-                part = slice(start, start + _chunk(states))
-                raw = functional.linear(states[part], matrix, None if bias is None else bias.to(dtype))
-                scores = after(raw.float())
-                loss, slope = _loss_and_slope(scores, ids[part], label_smoothing)
-                total += loss
-                gradients.add(part, after.chain(slope, scores).to(dtype), states[part], matrix)
-        ctx.save_for_backward(*gradients)
+        for part, scores in _scores(states, matrix, bias, after):
+            losses, slope = _losses_and_slope(scores, ids[part], label_smoothing)
+            total += losses.sum()
+            gradients.add(part, after.chain(slope, scores).to(matrix.dtype), states[part], matrix, share)
+        # not saved for the backward pass: what is held there as well is copied when it becomes a weight's gradient
+        ctx.gradients = gradients
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
-        return total
+        return total * share
 
     @staticmethod
-    def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor | None, ...]:
-        # in place: a copy of the weight's gradient would be the largest tensor of the step
+    def backward(ctx: Any, of_mean: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the loss of a linear head has one backward pass"
+        # a GPU would have to be waited for to know; a CPU takes its time to multiply a weight's gradient by 1
+        is_one = of_mean.device.type == "cpu" and not isinstance(of_mean, FakeTensor) and of_mean.numpy() == 1
+        # in place: a copy of it would be the largest tensor of the step
         scaled = [
-            None if gradient is None else gradient.mul_(of_total).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else (gradient if is_one else gradient.mul_(of_mean)).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None
 
 
-def _loss_and_slope(scores: Tensor, ids: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the sum of the losses of logits [chunk, vocabulary], and its gradient by them."""
+class _FrozenHeadLosses(torch.autograd.Function):
+    """Cross entropy of each target under a linear head that is not trained, its gradient computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, after: After) -> Tensor:
+        states, matrix = _cast(hidden, weight)
+        losses, by_states = hidden.new_empty(len(ids), dtype=torch.float32), torch.empty_like(states)
+        for part, scores in _scores(states, matrix, bias, after):
+            losses[part], slope = _losses_and_slope(scores, ids[part])
+            torch.mm(after.chain(slope, scores).to(matrix.dtype), matrix, out=by_states[part])
+        ctx.save_for_backward(by_states)
+        ctx.dtype = hidden.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor | None, ...]:
+        (by_states,) = ctx.saved_tensors
+        return (by_states * of_losses[:, None]).to(ctx.dtype), None, None, None, None
+
+
+def _cast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hidden states and weight in the type in which they are multiplied."""
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return hidden.to(dtype), weight.to(dtype)
+
+
+def _scores(states: Tensor, matrix: Tensor, bias: Tensor | None, after: After) -> Iterator[tuple[slice, Tensor]]:
+    """Yield float32 logits [chunk, vocabulary], and of which targets they are; once without targets, too."""
+    for start in range(0, max(len(states), 1), _chunk(states)):
+        part = slice(start, start + _chunk(states))
+        with torch.autocast(states.device.type, enabled=False):
+            raw = functional.linear(states[part], matrix, None if bias is None else bias.to(matrix.dtype))
+        yield part, after(raw.float())
+
+
+def _losses_and_slope(scores: Tensor, ids: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the loss of each target by its logits [chunk, vocabulary], and the gradient of their sum."""
     logs, wanted = scores.log_softmax(-1), ids[:, None]
-    uniform = label_smoothing / logs.shape[-1]
-    loss = (label_smoothing - 1) * logs.gather(-1, wanted).sum()
+    losses = (label_smoothing - 1) * logs.gather(-1, wanted)
     if label_smoothing:
-        loss -= uniform * logs.sum()
+        losses -= label_smoothing * logs.mean(-1, keepdim=True)
     slope = logs.exp_()
     slope.scatter_add_(-1, wanted, slope.new_full(wanted.shape, label_smoothing - 1))
-    return loss, slope.sub_(uniform) if label_smoothing else slope
+    return losses[:, 0], slope.sub_(label_smoothing / slope.shape[-1]) if label_smoothing else slope
 
 
 class _Gradients(NamedTuple):
@@ -194,34 +235,33 @@ class _Gradients(NamedTuple):
 
     @classmethod
     def of(cls, needed: tuple[bool, ...], states: Tensor, weight: Tensor, bias: Tensor | None) -> _Gradients:
+        is_one_chunk = len(states) <= _chunk(states)  # else they are added up in float32
+        dtype = states.dtype if is_one_chunk else torch.float32
+        new = torch.empty_like if dtype == states.dtype else torch.zeros_like
         return cls(
             torch.empty_like(states) if needed[0] else None,
-            torch.empty_like(weight, dtype=torch.float32) if needed[1] else None,
+            new(weight, dtype=dtype) if needed[1] else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needed[2] else None,
         )
 
-    def add(self, part: slice, slope: Tensor, states: Tensor, matrix: Tensor) -> None:
+    def add(self, part: slice, slope: Tensor, states: Tensor, matrix: Tensor, share: float) -> None:
         """Add a chunk.
 
         Args:
             part: Which targets these are.
-            slope: The loss's gradient by their raw logits, shape [chunk, vocabulary].
+            slope: The gradient by their raw logits of the sum of their losses, shape [chunk, vocabulary].
             states: Their hidden states, shape [chunk, size].
             matrix: The head, shape [vocabulary, size].
+            share: What each loss counts.
         """
         if self.hidden is not None:
-            torch.mm(slope, matrix, out=self.hidden[part])
-        if self.weight is not None:
-            if part.start == 0 and slope.dtype == torch.float32:
-                torch.mm(slope.t(), states, out=self.weight)
-            elif part.start == 0:
-                self.weight.copy_(slope.t() @ states)
-            elif slope.dtype == torch.float32:
-                self.weight.addmm_(slope.t(), states)
-            else:
-                self.weight.add_(slope.t() @ states)
+            self.hidden[part].addmm_(slope, matrix, beta=0, alpha=share)
+        if self.weight is not None and self.weight.dtype == slope.dtype:
+            self.weight.addmm_(slope.t(), states, beta=int(part.start > 0), alpha=share)
+        elif self.weight is not None:
+            self.weight.add_(slope.t() @ states, alpha=share)
         if self.bias is not None:
-            self.bias.add_(slope.sum(0, dtype=torch.float32))
+            self.bias.add_(slope.sum(0, dtype=torch.float32), alpha=share)
 
 
 # kernels of other libraries, for CUDA

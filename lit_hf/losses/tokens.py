@@ -135,8 +135,8 @@ def token_loss(model: PreTrainedModel, batch: Batch, *, shift: bool, label_smoot
     if lean is None:
         return _plain_loss(model, batch, places, label_smoothing)
     hidden = places.pick(lean.hidden, batch["labels"].shape[1])
-    total, right = lean.head.total(hidden, places.ids, label_smoothing)
-    return TokenOutput(total / max(len(places.ids), 1) + lean.extra, len(places.ids), right)
+    mean, right = lean.head.mean(hidden, places.ids, label_smoothing)
+    return TokenOutput(mean + lean.extra, len(places.ids), right)
 
 
 def token_log_probs(model: PreTrainedModel, batch: Batch, labels: Tensor) -> Tensor:

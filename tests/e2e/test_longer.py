@@ -15,6 +15,7 @@ from tests.conversations import save_chat_model
 from tests.killing import digest, run
 from tests.tiny_run import write
 
+UNVALIDATED = ("--data.source.validation", "null", "--data.source.validation_share", "0")
 CONSTANT = ("--model.schedule.name", "constant", "--model.schedule.warmup", "0")
 KINDS = {
     "rows": {"data": {"batch_size": 2}, "trainer": {"accumulate_grad_batches": 2}},
@@ -63,7 +64,7 @@ def left(folder: Path, name: str, validated: bool) -> dict[str, object]:
 @pytest.mark.parametrize(("kind", "ends"), [("rows", (5, 17, 20)), ("stream", (5, 17, 20)), ("packed", (5, 9, 20))])
 def test_more_steps(folder: Path, kind: str, ends: tuple[int, ...], validated: bool) -> None:
     options = ["-c", f"{kind}.yaml"] if kind != "packed" else ["-c", "packed.yaml", "--model.checkpoint", "decoder"]
-    options += [] if validated else ["--trainer.limit_val_batches", "0"]
+    options += [] if validated else UNVALIDATED
 
     fit(folder, "whole", *options, "--trainer.max_steps", str(ends[-1]))
     for end in ends:
@@ -80,7 +81,7 @@ def hurry() -> None:
 
 @pytest.mark.parametrize("validated", [True, False])
 def test_more_time(folder: Path, validated: bool) -> None:
-    options = ["-c", "rows.yaml"] + ([] if validated else ["--trainer.limit_val_batches", "0"])
+    options = ["-c", "rows.yaml", *(() if validated else UNVALIDATED)]
 
     fit(folder, "whole", *options, "--trainer.max_steps", "20")
     fit(folder, "part", *options, "--trainer.max_steps", "20", "--trainer.max_time", "00:00:00:08", sabotage=hurry)

@@ -62,6 +62,7 @@ def main():
     check(dist.get_rank(), "fsdp")
     check(dist.get_rank(), "fsdp_head")
     dist.barrier()
+    dist.destroy_process_group()
 
 
 main()

@@ -40,6 +40,13 @@ def hidden() -> torch.Tensor:
 IDS = torch.arange(10)
 
 
+def add_hooks(linear: nn.Linear, is_plain: bool) -> None:
+    """Give a head the two hooks of the tap, or one: a head with other hooks is not plain."""
+    linear.register_forward_pre_hook(lambda *_: None)
+    if is_plain:
+        linear.register_forward_hook(lambda *_: None)
+
+
 def test_logits_are_scaled_then_capped_then_biased():
     after = After(scale=3.0, divisor=2.0, cap=30.0, bias=torch.tensor([5.0]))
 
@@ -84,30 +91,71 @@ def test_logits_of_another_shape_or_none_are_not_explained():
     assert not After().explains(raw, raw[:1])
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("after", AFTERS.values(), ids=AFTERS)
 @pytest.mark.parametrize("is_plain", [True, False], ids=["in one pass", "computed again"])
-def test_the_loss_and_its_gradients_are_torch_s(linear, hidden, after, smoothing, is_plain):
+def test_the_loss_and_its_gradients_are_torch_s(linear, hidden, after, smoothing, factor, is_plain):
     tensors = [hidden, linear.weight, linear.bias]
-    expected = functional.cross_entropy(after(linear(hidden)), IDS, reduction="sum", label_smoothing=smoothing)
-    wanted = torch.autograd.grad(2 * expected, tensors)
-    for hook in range(2 if is_plain else 1):  # as the tap has them; a head with others is not plain
-        linear.register_forward_hook(lambda *_: None) if hook else linear.register_forward_pre_hook(lambda *_: None)
+    expected = functional.cross_entropy(after(linear(hidden)), IDS, label_smoothing=smoothing)
+    wanted = torch.autograd.grad(factor * expected, tensors)
+    add_hooks(linear, is_plain)
 
-    total, right = Head(linear, after).total(hidden, IDS, smoothing)
-    found = torch.autograd.grad(2 * total, tensors)
+    mean, right = Head(linear, after).mean(hidden, IDS, smoothing)
+    is_one_pass = type(mean.grad_fn).__name__.startswith("_MeanLoss")
+    found = torch.autograd.grad(factor * mean, tensors)
 
     assert right is None
-    assert type(total.grad_fn).__name__.startswith("_LinearLoss") == is_plain
-    assert torch.allclose(total, expected)
+    assert is_one_pass == is_plain
+    assert torch.allclose(mean, expected)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_each_target_has_its_loss(linear, hidden):
-    expected = functional.cross_entropy(linear(hidden), IDS, reduction="none")
+def test_a_weight_takes_its_gradient_without_a_copy(linear, hidden):
+    add_hooks(linear, is_plain=True)
+    mean, _ = Head(linear, After()).mean(hidden, IDS, 0.0)
+    place = mean.grad_fn.gradients.weight.data_ptr()
 
-    assert torch.allclose(Head(linear, After()).losses(hidden, IDS), expected, atol=1e-6)
+    mean.backward()
+
+    assert linear.weight.grad.data_ptr() == place
+
+
+@pytest.mark.parametrize("trains", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("after", AFTERS.values(), ids=AFTERS)
+def test_each_target_has_its_loss_and_its_gradient(linear, hidden, after, trains):
+    linear.requires_grad_(trains)
+    add_hooks(linear, is_plain=True)
+    tensors, weights = [hidden, *(linear.parameters() if trains else ())], torch.linspace(-1, 2, 10)
+    expected = functional.cross_entropy(after(linear(hidden)), IDS, reduction="none")
+    wanted = torch.autograd.grad(expected @ weights, tensors)
+
+    losses = Head(linear, after).losses(hidden, IDS)
+    is_one_pass = type(losses.grad_fn).__name__.startswith("_FrozenHeadLosses")
+    found = torch.autograd.grad(losses @ weights, tensors)
+
+    assert is_one_pass != trains
+    assert torch.allclose(losses, expected, atol=1e-6)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 16], ids=["several chunks", "one"])
+def test_in_16_bits_gradients_are_added_up_in_32(linear, hidden, chunk, monkeypatch):
+    monkeypatch.setattr(output_head, "CHUNK", chunk)
+    add_hooks(linear.bfloat16(), is_plain=True)
+    states = hidden.detach().bfloat16().requires_grad_()
+    exact = functional.cross_entropy(functional.linear(states, linear.weight, linear.bias).float(), IDS)
+    wanted = torch.autograd.grad(exact, [states, linear.weight])
+
+    mean, _ = Head(linear, After()).mean(states, IDS, 0.0)
+    assert mean.grad_fn.gradients.weight.dtype == (torch.bfloat16 if chunk == 16 else torch.float32)
+    found = torch.autograd.grad(mean, [states, linear.weight])
+
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert torch.allclose(one, other, rtol=2**-6, atol=1e-3)
 
 
 def test_without_gradients_right_targets_are_counted(linear, hidden):
@@ -115,18 +163,18 @@ def test_without_gradients_right_targets_are_counted(linear, hidden):
     ids[:3] = (ids[:3] + 1) % 11
 
     with torch.no_grad():
-        total, right = Head(linear, After()).total(hidden, ids, 0.0)
+        mean, right = Head(linear, After()).mean(hidden, ids, 0.0)
 
     assert right.item() == 7
-    assert total.item() == pytest.approx(functional.cross_entropy(linear(hidden), ids, reduction="sum").item())
+    assert mean.item() == pytest.approx(functional.cross_entropy(linear(hidden), ids).item())
 
 
 def test_no_targets_have_no_loss(linear, hidden):
     head, none = Head(linear, After()), IDS[:0]
 
-    total, _ = head.total(hidden[:0], none, 0.0)
-    total.backward()
+    mean, _ = head.mean(hidden[:0], none, 0.0)
+    mean.backward()
 
-    assert total.item() == 0
+    assert mean.item() == 0
     assert head.losses(hidden[:0], none).shape == (0,)
     assert linear.weight.grad.abs().sum().item() == 0

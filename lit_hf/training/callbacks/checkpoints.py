@@ -92,7 +92,7 @@ class RunCheckpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, if enough optimizer steps are done, or if no more are to be done in the middle of an epoch."""
-        if trainer.global_step == self._saved_at or not _is_step_within_epoch(trainer):
+        if trainer.global_step == self._saved_at or not self._is_step_within_epoch(trainer):
             return
         if trainer.should_stop:
             self._save(trainer)
@@ -120,6 +120,13 @@ class RunCheckpoints(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the thread that writes."""
         self._writer.close()
+
+    def _is_step_within_epoch(self, trainer: Trainer) -> bool:
+        """Say whether a batch ends a step that neither a validation nor the epoch's end follows, which save."""
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        validates = self.monitor is not None and loop._should_check_val_fx(fetcher)
+        return not (trainer.is_last_batch or loop._should_accumulate() or validates)
 
     def _save_unless_busy(self, trainer: Trainer) -> None:
         if self._is_writing:
@@ -197,11 +204,3 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
     except OSError as error:  # as with a file that is in use, on some file systems
         log.warning("the old checkpoint %s could not be removed: %s.", folder, error)
-
-
-def _is_step_within_epoch(trainer: Trainer) -> bool:
-    """Say whether a batch ends an optimizer step that neither a validation nor the epoch's end follows, which save."""
-    loop = trainer.fit_loop.epoch_loop
-    fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    return not (trainer.is_last_batch or loop._should_accumulate() or loop._should_check_val_fx(fetcher))

@@ -47,7 +47,7 @@ def run(workload: Workload, peer: str, prepared: Prepared, limit: float, started
     """
     for module in [*SHARED, *LIBRARIES[MODULES[peer]]]:
         importlib.import_module(module)
-    known = prepared.tokens_by_step if peer in IN_LIT_HF_S_ORDER and workload.ranks == 1 else None
+    known = prepared.tokens_by_step if peer in IN_LIT_HF_S_ORDER else None
     clock = StepClock(Memory(workload.on_gpu), limit, known)
     clock.start()
     found: dict[str, float | None] = {"loss": None, "accuracy": None}

@@ -120,16 +120,17 @@ def prepare(workload: Workload, data: Path, folder: Path, rows: int) -> Prepared
     if changed or not prepared.checkpoint.is_dir():
         workload.checkpoint(prepared.checkpoint, splits)
     prepared.config.write_text(json.dumps(config_of(workload, prepared), indent=2))
-    _encode(prepared)
+    _encode(prepared, workload.batch_size * workload.ranks)
     return prepared
 
 
-def _encode(prepared: Prepared) -> None:
-    """Encode the rows as lit-hf does it, and write down in which batches it trains on them."""
+def _encode(prepared: Prepared, batch_size: int) -> None:
+    """Encode the rows as lit-hf does it, and write down in which batches, of all ranks together, it trains on them."""
     from lit_hf.cli.trainer import TrainerCLI
     from lit_hf.data.batching import row_lengths
 
-    cli = TrainerCLI(["-c", str(prepared.config), "--output_dir", str(prepared.folder / "runs")])
+    options = ["--output_dir", str(prepared.folder / "runs"), "--data.batch_size", str(batch_size)]
+    cli = TrainerCLI(["-c", str(prepared.config), *options])
     cli.datamodule.prepare("fit")
     for split, encoded in cli.datamodule.encoded.items():
         shutil.rmtree(prepared.folder / "encoded" / split, ignore_errors=True)

@@ -80,10 +80,10 @@ class Places:
         return Place(epoch, 0, 0, 0, self.first_state)
 
     def seek(self, epoch: int, batch: int) -> Place:
-        """Return the last known place in a pass that is not behind a batch."""
+        """Return the known place in a pass that is next before a batch."""
         places = [*([self._resumed] if self._resumed else []), *self._places]
         known = [place for place in places if place.epoch == epoch and place.batch <= batch]
-        return known[-1] if known else self.start(epoch)
+        return max(known, key=lambda place: place.batch, default=self.start(epoch))
 
     def keep(self, most: int) -> None:
         """Forget all places, and from now on keep the last few."""

@@ -167,6 +167,23 @@ def test_any_batch_can_be_gone_on_from(make: Callable[..., LitDataModule], kind:
             assert equal(epoch(resumed, 2), epoch(data, 2))
 
 
+def test_a_loaded_place_is_gone_on_from_although_the_pass_was_begun_before(
+    make: Callable[..., LitDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make()
+    batches = list(data.train_dataloader())
+    state, resumed, begun = data.stream.state_dict(9), make(), []
+    loader, windows = resumed.train_dataloader(), resumed.stream.windows
+    resumed.load_state_dict({"stream": state})
+    next(iter(loader))  # Lightning reads a batch before the position is known
+    monkeypatch.setattr(resumed.stream, "windows", lambda place: begun.append(place) or windows(place))
+
+    loader.start = 9
+
+    assert equal(list(loader), batches[9:])
+    assert [place.window for place in begun] == [2]
+
+
 def test_a_place_does_not_grow_and_at_most_a_window_is_read_before_it(make: Callable[..., LitDataModule]) -> None:
     data, sizes = make(), []
     for done, _ in enumerate(data.train_dataloader(), start=1):

@@ -47,7 +47,7 @@ class Manifest:
 
     Attributes:
         step: Optimizer steps done.
-        epoch: Epochs done.
+        epoch: The epoch that the steps lead into, or to the end of, from 1.
         world_size: Processes that trained.
         best: The best checkpoint when this one was written, which may be this one.
         versions: Of the packages that wrote it.

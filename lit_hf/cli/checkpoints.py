@@ -24,7 +24,7 @@ class Row:
         problem: Why it cannot be used; None if it can.
         bytes: What it takes on the disk.
         step: Optimizer steps done; None, as the next ones, where its manifest cannot be read.
-        epoch: Epochs done.
+        epoch: The epoch that it was saved in, from 1.
         world_size: Processes that trained.
         value: The monitored metric at that step; None where it was not validated there.
         newest: Whether a run resumes from it.

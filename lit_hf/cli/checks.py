@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import Timer
+
 from lit_hf.errors import Problem, nearest
 from lit_hf.task import Task
 from lit_hf.training.precision import unified
@@ -41,18 +43,18 @@ def monitor_problems(task: Task, monitor: str, has_validation: bool, patience: i
 
 
 def validation_problems(trainer: Mapping[str, Any]) -> Iterator[Problem]:
-    """Find validations that would come between the batches of one optimizer step, where no run can be resumed.
+    """Find validations that a resumed run would make elsewhere, or between the batches of one optimizer step.
 
     Args:
         trainer: The trainer's settings: `val_check_interval` is batches, a share of an epoch, or a time.
     """
     interval, accumulate = trainer["val_check_interval"], trainer["accumulate_grad_batches"]
-    if accumulate == 1 or interval is None or isinstance(interval, float):
-        return
-    if not isinstance(interval, int):
-        what = f"a time ({interval}) may fall between the {accumulate} batches of an optimizer step."
+    if not isinstance(interval, int | float | None):
+        what = f"a time ({interval}) comes at another step on each device, and in a run that is resumed."
         yield Problem("trainer.val_check_interval", what, "Give a number of batches, or a share of an epoch.")
-    elif interval % accumulate:
+    if accumulate == 1 or not isinstance(interval, int):
+        return
+    if interval % accumulate:
         what = f"{interval} batches are no whole number of optimizer steps, which have {accumulate} batches each."
         cure = f"Give a multiple of trainer.accumulate_grad_batches, such as {interval + -interval % accumulate}."
         yield Problem("trainer.val_check_interval", what, cure)
@@ -65,6 +67,9 @@ def validation_problems(trainer: Mapping[str, Any]) -> Iterator[Problem]:
 def callback_problems(callbacks: Iterable[object]) -> Iterator[Problem]:
     """Find callbacks that would work against how a step's loss is weighed, or write where they have no business."""
     callbacks = list(callbacks)
+    if any(isinstance(callback, Timer) for callback in callbacks):
+        what = "a Timer may end a run between the batches of an optimizer step, where it cannot be resumed exactly."
+        yield Problem("trainer.callbacks", what, "Set trainer.max_time instead.")
     if any(type(callback).__name__ == "GradientAccumulationScheduler" for callback in callbacks):
         yield Problem(
             "trainer.callbacks",
@@ -115,6 +120,13 @@ def guard_problems(skip: int, spike: float | None, has_moving_ranks: bool) -> It
         yield Problem("skip_nonfinite", what, "Leave it out.")
     if spike is not None and spike <= 1:
         yield Problem("loss_spike", f"{spike:g} times the usual loss is no spike.", "Give more than 1, such as 3.")
+
+
+def count_problems(checkpoint_every: int | None, patience: int | None) -> Iterator[Problem]:
+    """Find numbers of steps, or of validations, that are none."""
+    for key, value in (("checkpoint_every", checkpoint_every), ("patience", patience)):
+        if value is not None and value < 1:
+            yield Problem(key, f"{value} is too few.", "Give 1 or more, or leave it out.")
 
 
 def streaming_problems(trainer: Mapping[str, Any], has_reference: bool) -> Iterator[Problem]:

@@ -22,8 +22,8 @@ from lit_hf.cli import safety
 from lit_hf.cli.checks import monitored
 from lit_hf.cli.export import current_export
 from lit_hf.cli.failures import explained
-from lit_hf.cli.resuming import FLAG, Resumption
-from lit_hf.cli.runs import build_model, load_weights, provenance, read_checkpoint
+from lit_hf.cli.resuming import FLAG, Resumption, other_end
+from lit_hf.cli.runs import build_model, load_weights, provenance, read_checkpoint, results_of
 from lit_hf.cli.trainer import TrainerCLI
 from lit_hf.errors import Preempted, Problem, TrainingError, raise_problems
 from lit_hf.export.package import export
@@ -98,9 +98,10 @@ def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
         remove_leftovers(cli.run.checkpoints)
     record = cli.run.read_record() if cli.run.exists() else {}
     resumption = Resumption(cli.run.path.name, inexact)
+    before = cli.run.read_config() if record else {}
     if record:
         if found(cli.run.checkpoints):  # a run that got to none starts anew, with whatever settings
-            resumption.compare_settings(cli.run.read_config(), cli.resolved)
+            resumption.compare_settings(before, cli.resolved)
         if record.get("state") == "finished" and not _goes_on(limits(cli.resolved), record):
             _catch_up_export(cli, safe)
             _say_finished(cli, record)
@@ -115,8 +116,9 @@ def _run(cli: TrainerCLI, inexact: bool, safe: bool) -> None:
         precision = (record.get("hardware") or {}).get("precision")
         resumption.compare_machines(read_manifest(checkpoint.parent).world_size, precision, trainer)
         log.info("resuming %s from step %s", cli.run.path, reached)
-        if warning := resumption.warning():
-            log.warning(warning)
+        notes = [resumption.warning(), other_end(before, cli.resolved) if cli.model.schedule.needs_end else ""]
+        for note in filter(None, notes):
+            log.warning(note)
     if cli.config.merge and (quantization := cli.model.base.quantized) is not None:
         log.info("merge: the export has the base dequantized (%s): larger, and a little off", name_of(quantization))
     cli.start_trackers(reached, exact=not resumption.warning())
@@ -243,6 +245,8 @@ def _finish(cli: TrainerCLI) -> None:
         )
         return
     best = read_checkpoint(path)
+    if (cli.run.read_record()["best"] or {}).get("value") is None and "validation" in cli.datamodule.splits:
+        log.warning("the run was never validated, so its newest checkpoint is taken for its best")
     is_cut = isinstance(cli.trainer.strategy, FullySharding)
     if cli.model.base.quantized is None and not is_cut:
         cli.model.cpu()
@@ -264,7 +268,7 @@ def _finish(cli: TrainerCLI) -> None:
 def _summarize(cli: TrainerCLI, best: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     monitor = monitored(cli.task, cli.config.monitor)
-    results = {name.removeprefix("val/"): value for name, value in best["results"].items()}
+    results = results_of(best)
     console.print()
     if results:
         for part in cli.task.report(results):

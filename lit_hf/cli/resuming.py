@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lit_hf.errors import Problem, raise_problems
+from lit_hf.training.settings import limits
 
 FLAG = "--allow-inexact-resume"
 
@@ -42,6 +43,7 @@ HELD = {
     "trainer.overfit_batches",
     "trainer.plugins",
     "trainer.precision",
+    "trainer.reload_dataloaders_every_n_epochs",
     "trainer.strategy",
     "trainer.sync_batchnorm",
     "trainer.val_check_interval",
@@ -124,6 +126,24 @@ class Resumption:
         found = list(differences)
         raise_problems(one for one in found if not self._inexact or KEPT.fullmatch(one.where))
         self._differences += found
+
+
+def other_end(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what a schedule of learning rates that depends on the last step makes of another one; empty for the same.
+
+    Args:
+        before: The resolved config that the run was started, or last resumed, with.
+        now: That of today.
+    """
+    old, new = limits(before), limits(now)
+    changed = [name for name in ("max_epochs", "max_steps") if old[name] != new[name]]
+    if not changed:
+        return ""
+    values = " and ".join(f"trainer.{name} was {old[name]} and is {new[name]}" for name in changed)
+    return (
+        f"{values}: from here on the learning rate goes as if it had been so from the start, which it was not; only "
+        "with a constant schedule, its warmup in steps, is this the run that had been given as much at once"
+    )
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> Iterator[Problem]:

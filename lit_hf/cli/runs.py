@@ -85,9 +85,14 @@ def provenance(run: RunFolder, path: Path, state: Mapping[str, Any]) -> Provenan
         path: The checkpoint's state on the disk.
         state: What was read from there.
     """
-    results = {name.removeprefix("val/"): value for name, value in (state.get("results") or {}).items()}
     epoch, step = state["epoch"] + 1, state["global_step"]
-    return Provenance(run.read_config(), run.read_record(), path.parent.name, results, epoch, step)
+    return Provenance(run.read_config(), run.read_record(), path.parent.name, results_of(state), epoch, step)
+
+
+def results_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of the validation of a checkpoint's weights, by name; empty if they were not validated."""
+    found = state["results"] if state["results_at"] == state["global_step"] else {}
+    return {name.removeprefix("val/"): value for name, value in found.items()}
 
 
 def load_weights(module: LitModule, checkpoint: Mapping[str, Any]) -> None:

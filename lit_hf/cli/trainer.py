@@ -25,6 +25,7 @@ from lit_hf.cli.arguments import read_arguments
 from lit_hf.cli.checks import (
     callback_problems,
     clipping_problems,
+    count_problems,
     disk_problems,
     guard_problems,
     monitor_mode,
@@ -266,7 +267,8 @@ class TrainerCLI(LightningCLI):
 
     def _guard_problems(self) -> Iterator[Problem]:
         config = self.config
-        return guard_problems(config.skip_nonfinite, config.loss_spike, moves_ranks(self.model.adapter))
+        yield from guard_problems(config.skip_nonfinite, config.loss_spike, moves_ranks(self.model.adapter))
+        yield from count_problems(config.checkpoint_every, config.patience)
 
     def _size_problems(self) -> Iterator[Problem]:
         self.run.create()
@@ -304,7 +306,8 @@ class TrainerCLI(LightningCLI):
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             settings["logger"] = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
             own += [] if settings["max_time"] is None else [StopOnTime(settings["max_time"])]
-            settings |= {"max_epochs": epochs(settings["max_epochs"], settings["max_steps"]), "max_time": None}
+            most = epochs(settings["max_epochs"], settings["max_steps"], settings["max_time"])
+            settings |= {"max_epochs": most, "max_time": None}
         else:
             given = [one for one in given if not isinstance(one, Checkpoint)]
             settings |= {"logger": False, "enable_checkpointing": False}
@@ -350,11 +353,7 @@ class TrainerCLI(LightningCLI):
                 RunCheckpoints(self.run, files.writer, monitored_value, mode, self.config.checkpoint_every, versions())
             )
         if self.config.patience is not None:
-            # not at the end of an epoch, which a resumed run may come to without a validation
-            stopping = StopOnPatience(
-                f"val/{monitor}", patience=self.config.patience, mode=mode, check_on_train_epoch_end=False
-            )
-            callbacks.append(stopping)
+            callbacks.append(StopOnPatience(f"val/{monitor}", self.config.patience, mode))
         return callbacks
 
     @property

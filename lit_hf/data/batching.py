@@ -167,10 +167,18 @@ class _Batches(torch.utils.data.Dataset[Batch]):
         return batch
 
 
-def default_workers() -> int:
-    """Return as many workers as keep up with a GPU, and no more than this process's share of the cores."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(4, (os.cpu_count() or 1) // (2 * local_processes))
+def own_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(ranks: int) -> int:
+    """Return as many workers as keep up with a GPU, and no more than a rank's share of the cores.
+
+    Args:
+        ranks: Those that train on this machine.
+    """
+    return min(4, own_cores() // (2 * ranks))
 
 
 def count_sizes(batch: Batch, rows: Sequence[Mapping[str, Any]]) -> Sizes:

@@ -17,7 +17,7 @@ from lit_hf.data.batching import BatchLoader, default_workers, row_lengths
 from lit_hf.data.columns import check_columns, check_rows
 from lit_hf.data.encoding import Lengths, count_cut, describe, encode, encode_in_memory
 from lit_hf.data.inner_columns import with_inner_columns
-from lit_hf.data.mixing import Mixing, Stopping, load_mixed
+from lit_hf.data.mixing import WINDOW_ROWS, Mixing, Stopping, load_mixed, unused_settings
 from lit_hf.data.order import BatchOrder
 from lit_hf.data.precomputed import Columns, with_columns
 from lit_hf.data.silence import bars_only_at_a_terminal
@@ -84,7 +84,7 @@ class LitDataModule(LightningDataModule):
         source: Source | list[Source] = Source(),  # noqa: B008
         mixing: Mixing = "concatenate",
         stopping: Stopping = "first_exhausted",
-        window_rows: int = 4096,
+        window_rows: int = WINDOW_ROWS,
         tokenizer: TokenizerSettings = TokenizerSettings(),  # noqa: B008
         max_length: int | None = None,
         batch_size: int = 32,
@@ -157,6 +157,8 @@ class LitDataModule(LightningDataModule):
         if not needed or (stage == "fit" and "train" in self.splits):
             return
         raise_problems(self._check_settings())
+        for setting in unused_settings(self.source, self.mixing, self.stopping, self.window_rows):
+            logger.warning("not used: %s", setting)
         with bars_only_at_a_terminal():
             self._load_and_bind(stage, needed)
 
@@ -369,7 +371,9 @@ class LitDataModule(LightningDataModule):
 
     @property
     def _workers(self) -> int:
-        return (default_workers() if self._is_on_gpu else 0) if self.num_workers is None else self.num_workers
+        if self.num_workers is not None:
+            return self.num_workers
+        return default_workers(self.trainer.num_devices) if self._is_on_gpu and self.trainer is not None else 0
 
     def _shard(self) -> tuple[int, int]:
         """Return the rank and the number of ranks among those that read different rows."""

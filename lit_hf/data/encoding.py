@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from datasets.fingerprint import Hasher
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from lit_hf.data.batching import row_lengths
+from lit_hf.data.batching import own_cores, row_lengths
 from lit_hf.data.cache import cache_folder
 from lit_hf.data.silence import no_bars
 from lit_hf.task import Examples, Task
@@ -193,8 +192,7 @@ class _Encoder:
 
 
 def _default_processes(rows: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(rows // ROWS_PER_PROCESS, cores))
+    return max(1, min(rows // ROWS_PER_PROCESS, own_cores()))
 
 
 def count_cut(rows: Dataset, encoded: Dataset, task: Task) -> int:

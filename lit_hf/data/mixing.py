@@ -20,6 +20,25 @@ logger = logging.getLogger("lit_hf")
 Mixing = Literal["concatenate", "interleave"]
 Stopping = Literal["first_exhausted", "all_exhausted"]
 
+WINDOW_ROWS = 4096
+"""Rows of a streamed source that are read together, unless the config says otherwise."""
+
+
+def unused_settings(
+    source: Source | Sequence[Source], mixing: Mixing, stopping: Stopping, window_rows: int
+) -> Iterator[str]:
+    """Yield what was set of how rows are read, and does nothing with these sources."""
+    sources = [source] if isinstance(source, Source) else source
+    is_alone = len(sources) == 1
+    if is_alone and mixing != "concatenate":
+        yield f"data.mixing ({mixing}): there is one source"
+    if is_alone and sources[0].weight != 1:
+        yield f"data.source.weight ({sources[0].weight:g}): there is one source"
+    if stopping != "first_exhausted" and (is_alone or mixing == "concatenate"):
+        yield f"data.stopping ({stopping}): no rows are drawn from several sources (data.mixing: interleave)"
+    if window_rows != WINDOW_ROWS and not any(one.streaming for one in sources):
+        yield f"data.window_rows ({window_rows}): no source is streamed"
+
 
 def load_mixed(
     sources: Sequence[Source],

@@ -65,6 +65,7 @@ class LitModule(LightningModule):
         model: The `transformers` or PEFT model; None until `configure_model`.
         draw_batches: Draws what an adapter starts from, where one starts from the data; set by whoever has these.
         results: The latest evaluation, by logged name: numbers, and lists for what is no single number.
+        results_at: The optimizer steps that were done then.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class LitModule(LightningModule):
         self.draw_batches: Draw | None = None
         self.scores = ModuleDict()  # by split
         self.results: dict[str, Any] = {}
+        self.results_at: int | None = None
         self._step_targets: Tensor | None = None  # of all ranks, for the optimizer step that is being made
         self.stored: Collection[str] | None = None  # names of the model's tensors that go into checkpoints; None: all
 
@@ -217,6 +219,7 @@ class LitModule(LightningModule):
         scores = cast(Scores, self.scores[split])
         if not self.trainer.sanity_checking:
             self.results = {f"{split}/{name}": value.tolist() for name, value in scores.compute().items()}
+            self.results_at = self.trainer.global_step
             numbers = {name: float(value) for name, value in self.results.items() if isinstance(value, float | int)}
             self.log_dict(numbers)
         scores.reset()
@@ -240,12 +243,12 @@ class LitModule(LightningModule):
             checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
         checkpoint["task"] = self.task.state_dict()
         checkpoint["adapter"] = self.adaptation.state_dict()
-        checkpoint["results"] = self.results
+        checkpoint["results"], checkpoint["results_at"] = self.results, self.results_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the latest results, and what the task learnt from the data."""
         self.task.load_state_dict(checkpoint["task"])
-        self.results = checkpoint["results"]
+        self.results, self.results_at = checkpoint["results"], checkpoint["results_at"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take a checkpoint's tensors: all that checkpoints hold must be there, and nothing that the model has not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from lit_hf.errors import InputError, Problem
 from lit_hf.models.layers import distances_from_output, layer_stacks
+
+log = logging.getLogger("lit_hf")
 
 NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Names of parameters that do not decay, as in the Hugging Face Trainer; those of any LayerNorm neither."""
@@ -39,9 +42,18 @@ class Schedule:
     def problems(self) -> list[Problem]:
         """Find settings that make no schedule."""
         wrong = [key for key in ("warmup", "decay") if getattr(self, key) < 0]
-        return [
+        problems = [
             Problem(f"model.schedule.{key}", f"{getattr(self, key)} is negative.", "Give 0 or more.") for key in wrong
         ]
+        if self.decay != Schedule.decay and self.name != "warmup_stable_decay":
+            what = f"the schedule {self.name} has none."
+            problems.append(Problem("model.schedule.decay", what, "Leave it out, or take warmup_stable_decay."))
+        return problems
+
+    @property
+    def needs_end(self) -> bool:
+        """Whether the rates depend on how many steps there are."""
+        return self.name != "constant" or 0 < self.warmup < 1
 
     def build(self, optimizer: Optimizer, total_steps: float) -> LRScheduler:
         """Return the scheduler; step it once an optimizer step.
@@ -55,8 +67,7 @@ class Schedule:
         """
         if total_steps < 0:  # what Lightning answers for a loader without a length
             total_steps = math.inf
-        needs_end = self.name != "constant" or 0 < self.warmup < 1
-        if math.isinf(total_steps) and needs_end:
+        if math.isinf(total_steps) and self.needs_end:
             raise InputError(
                 Problem(
                     "model.schedule",
@@ -65,6 +76,8 @@ class Schedule:
                 )
             )
         warmup = _steps(self.warmup, total_steps)
+        if warmup >= total_steps:
+            log.warning("the warm-up of %s steps is not over when the run ends, after %s", warmup, int(total_steps))
         if self.name == "constant":
             return get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=warmup)
         extra: dict[str, Any] = {}

@@ -2,10 +2,13 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lit_hf.cli.checks import (
+    callback_problems,
     clipping_problems,
+    count_problems,
     disk_problems,
     guard_problems,
     monitor_mode,
@@ -177,8 +180,8 @@ def test_validations_come_between_optimizer_steps():
     (batches,) = validations(7, 2)
     assert batches.where == "trainer.val_check_interval"
     assert "such as 8" in batches.cure
-    (duration,) = validations("00:00:10:00", 4)
-    assert "between the 4 batches" in duration.what
+    (duration,) = validations("00:00:10:00", 1)
+    assert "comes at another step on each device" in duration.what
     (through,) = validations(8, 4, None)
     assert through.where == "trainer.check_val_every_n_epoch" and "less than 4 batches" in through.what
 
@@ -193,3 +196,13 @@ def test_steps_cannot_be_skipped_where_ranks_move_by_their_gradients():
 @pytest.mark.parametrize(("skip", "spike", "where"), [(-1, None, "skip_nonfinite"), (0, 1.0, "loss_spike")])
 def test_guards_that_make_no_sense_are_told(skip, spike, where):
     assert [problem.where for problem in guard_problems(skip, spike, has_moving_ranks=False)] == [where]
+
+
+def test_steps_and_validations_are_counted_from_one():
+    assert list(count_problems(None, None)) == list(count_problems(1, 1)) == []
+    assert [problem.where for problem in count_problems(0, -1)] == ["checkpoint_every", "patience"]
+
+
+def test_a_timer_is_set_by_the_trainer_s_own_key():
+    (problem,) = callback_problems([Timer("00:01:00:00")])
+    assert problem.where == "trainer.callbacks" and "trainer.max_time" in problem.cure

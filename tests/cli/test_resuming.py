@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 
 from lit_hf.checkpoints import MANIFEST
 from lit_hf.cli.main import main
-from lit_hf.cli.resuming import FLAG, Resumption
+from lit_hf.cli.resuming import FLAG, Resumption, other_end
 from lit_hf.errors import InputError
 from lit_hf.run import RunFolder
 from tests import tiny_run
@@ -298,3 +298,11 @@ class StopAt(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
             raise RuntimeError("stopped")
+
+
+def test_another_end_changes_a_schedule_that_knows_it():
+    trainer = {"max_epochs": None, "max_steps": 10, "max_time": None}
+    before = {"trainer": trainer, "patience": None}
+    assert other_end(before, {**before, "patience": 3}) == ""
+    told = other_end(before, {**before, "trainer": {**trainer, "max_steps": 20}})
+    assert told.startswith("trainer.max_steps was 10 and is 20: from here on the learning rate goes")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_hf.cli.runs import load_run, load_weights, read_checkpoint
+from lit_hf.cli.runs import load_run, load_weights, read_checkpoint, results_of
 from lit_hf.errors import InputError
 from lit_hf.run import RunFolder
 
@@ -47,3 +47,9 @@ def test_weights_of_another_model_are_refused():
 def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(InputError, match="no run is here"):
         load_run(RunFolder(tmp_path), tmp_path / "state.ckpt")
+
+
+def test_results_are_those_of_the_weights_that_are_there():
+    state = {"global_step": 7, "results": {"val/loss": 0.5}, "results_at": 7}
+    assert results_of(state) == {"loss": 0.5}
+    assert results_of({**state, "global_step": 9}) == {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from datasets import interleave_datasets
 
-from lit_hf.data.mixing import load_mixed
+from lit_hf.data.mixing import load_mixed, unused_settings
 from lit_hf.data.order import BatchOrder
 from lit_hf.data.sources import SAMPLING_SEED, Source, Split
 from lit_hf.errors import InputError
@@ -235,7 +235,7 @@ def test_the_log_tells_how_many_rows_are_of_which_source(
 
 SCRIPT = """
 import json, sys
-from lit_hf.data.mixing import load_mixed
+from lit_hf.data.mixing import load_mixed, unused_settings
 from lit_hf.data.sources import Source
 sources = [Source(**settings) for settings in json.loads(sys.argv[1])]
 print(load_mixed(sources, ["train"], ["text", "label"], mixing="interleave")["train"].rows._fingerprint)
@@ -261,3 +261,18 @@ def test_two_ranks_together_train_on_all_mixed_rows(sources: list[Source]) -> No
     seen = Counter(index for order in orders for batch in order for index in batch)
     assert set(seen) == set(range(len(rows)))
     assert max(seen.values()) == 1
+
+
+def test_what_does_nothing_with_these_sources_is_told() -> None:
+    one, streamed = Source(train="a.jsonl"), Source(train="b.jsonl", streaming=True)
+    assert not [*unused_settings(one, "concatenate", "first_exhausted", 4096)]
+    assert not [*unused_settings([one, one], "interleave", "all_exhausted", 4096)]
+    assert not [*unused_settings(streamed, "concatenate", "first_exhausted", 7)]
+    told = list(unused_settings(Source(train="a.jsonl", weight=2.0), "interleave", "all_exhausted", 7))
+    assert [line.partition(":")[0] for line in told] == [
+        "data.mixing (interleave)",
+        "data.source.weight (2)",
+        "data.stopping (all_exhausted)",
+        "data.window_rows (7)",
+    ]
+    assert [*unused_settings([one, one], "concatenate", "all_exhausted", 4096)]

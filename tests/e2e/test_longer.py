@@ -31,6 +31,9 @@ KINDS = {
 }
 """What differs from the tiny run; an epoch has 24, 24 and 14 batches."""
 
+ENDS = {"rows": (5, 12, 17, 26), "stream": (5, 12, 17, 26), "packed": (5, 9, 20)}
+"""Steps after which the parts of a run end: within epochs, and at one's end."""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_text_model: Path) -> Iterator[Path]:
@@ -61,7 +64,7 @@ def left(folder: Path, name: str, validated: bool) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("validated", [True, False])
-@pytest.mark.parametrize(("kind", "ends"), [("rows", (5, 17, 20)), ("stream", (5, 17, 20)), ("packed", (5, 9, 20))])
+@pytest.mark.parametrize(("kind", "ends"), ENDS.items())
 def test_more_steps(folder: Path, kind: str, ends: tuple[int, ...], validated: bool) -> None:
     options = ["-c", f"{kind}.yaml"] if kind != "packed" else ["-c", "packed.yaml", "--model.checkpoint", "decoder"]
     options += [] if validated else UNVALIDATED

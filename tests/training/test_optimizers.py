@@ -90,6 +90,20 @@ def rate_of(optimizer):
     return {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
 
 
+def test_decay_is_of_one_schedule():
+    assert Schedule("warmup_stable_decay", decay=0.5).problems() == []
+    (problem,) = Schedule("cosine", decay=0.5).problems()
+    assert problem.where == "model.schedule.decay" and "cosine has none" in problem.what
+
+
+def test_a_warmup_that_is_longer_than_the_run_is_told(model, caplog):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    Schedule(warmup=9).build(optimizer, 10)
+    assert caplog.messages == []
+    Schedule(warmup=10).build(optimizer, 10)
+    assert caplog.messages == ["the warm-up of 10 steps is not over when the run ends, after 10"]
+
+
 def test_lora_plus_rates_and_groups_are_those_of_peft(model):
     adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"]))
     settings = {"loraplus_lr_ratio": 16, "loraplus_weight_decay": 0.1, "loraplus_lr_embedding": 0.5}

@@ -28,7 +28,9 @@ class RunCheckpoints(Checkpoint):
     """Saves after each validation, at the end of an epoch that has none, and every so many optimizer steps.
 
     Where a run ends within an epoch, by its steps or its time, it saves there, as one that goes on with more of them is
-    still in that epoch. Never between the batches of one optimizer step, and not right before a validation, which saves anyway: a run that
+    still in that epoch.
+
+    Never between the batches of one optimizer step, and not right before a validation, which saves anyway: a run that
     is killed in it does it again. The training waits while the state is copied. Where the checkpoint before is not
     written by then, one that is due by its step is left out; that of a validation or an epoch's end waits for it.
 
@@ -94,7 +96,7 @@ class RunCheckpoints(Checkpoint):
         """Save, if enough optimizer steps are done, or if no more are to be done in the middle of an epoch."""
         if trainer.global_step == self._saved_at or not self._is_step_within_epoch(trainer):
             return
-        if trainer.should_stop:
+        if _stops(trainer):
             self._save(trainer)
         elif self.every is not None and trainer.global_step % self.every == 0:
             self._save_unless_busy(trainer)
@@ -148,7 +150,8 @@ class RunCheckpoints(Checkpoint):
         # metrics of an earlier validation are still there
         score = trainer.callback_metrics.get(self.monitor) if validated and self.monitor else None
         self.best = self._best_with(folder.name, None if score is None else float(score))
-        manifest = Manifest(trainer.global_step, trainer.current_epoch, trainer.world_size, self.best, self._versions)
+        epoch = trainer.current_epoch + 1
+        manifest = Manifest(trainer.global_step, epoch, trainer.world_size, self.best, self._versions)
         self._wait()
         if trainer.is_global_zero:
             shutil.rmtree(partial_folder(folder), ignore_errors=True)
@@ -192,10 +195,11 @@ class RunCheckpoints(Checkpoint):
         return score > self.best.value if self.mode == "max" else score < self.best.value
 
     def _best_with(self, name: str, score: float | None) -> Best:
-        """Return the best checkpoint, a new one among them, which without a score is the best only if it is alone."""
-        if self.monitor is None or self.best is None or (score is not None and self.is_better(score)):
+        """Return the best checkpoint, a new one among them, which without a score is the best until there is one."""
+        best = self.best
+        if best is None or best.value is None or (score is not None and self.is_better(score)):
             return Best(name, score)
-        return self.best
+        return best
 
 
 def _remove(folder: Path) -> None:
@@ -204,3 +208,9 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
     except OSError as error:  # as with a file that is in use, on some file systems
         log.warning("the old checkpoint %s could not be removed: %s.", folder, error)
+
+
+def _stops(trainer: Trainer) -> bool:
+    """Say whether no more steps are to be done; Lightning waits with a stop until the least epochs or steps are."""
+    ends = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return trainer.should_stop and (ends or trainer.fit_loop._can_stop_early)

@@ -30,11 +30,14 @@ class ExactResume(Callback):
         # said of loaders that keep a state of their own, which ours needs not
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
         _validate_between_steps(trainer)
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        loops: Any = trainer.fit_loop
+        done = loops.epoch_loop.batch_progress.current.ready
+        if loops.restarted_on_epoch_end:
+            _end_epoch(loops)
+            done = 0
         loader: Any = trainer.train_dataloader
         if 0 < done < trainer.num_training_batches:
             loader.start = done
-        loops: Any = trainer.fit_loop
         epoch = loops.epoch_progress.current.processed
         if math.isinf(trainer.num_training_batches) and (done or epoch):
             # Lightning reads a batch ahead of a loader that has no length, and did so before it knew the position
@@ -46,6 +49,14 @@ class ExactResume(Callback):
         # the step that is logged: Lightning loses one where a run was validated at its end, and now goes on from there
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         reseed(self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
+
+
+def _end_epoch(loops: Any) -> None:
+    """End the epoch that was saved at its end: with a number of steps Lightning ends it twice, and passes over one."""
+    loops.epoch_progress.increment_completed()
+    loops.reset_restart_stage()
+    loops._restarting = False  # its setter would keep it
+    loops.epoch_loop.restarting = False
 
 
 def _validate_between_steps(trainer: Trainer) -> None:

@@ -146,18 +146,6 @@ class Progress(ProgressBar):
         """Keep a line of the metrics."""
         self._keep_metrics(trainer, "test/")
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Show prediction as a phase."""
-        self._draw_phase(trainer, batch_idx, dataloader_idx, trainer.num_predict_batches)
-
     def _training_line(self, trainer: Trainer) -> str:
         step, total = trainer.global_step, self._total_steps
         parts = [_epoch(trainer), f"step {step}" if math.isinf(total) else f"step {step}/{total:.0f}"]
@@ -282,8 +270,6 @@ def _phase(trainer: Trainer) -> str:
         return "sanity check"
     if trainer.state.fn == TrainerFn.FITTING:
         return f"{_epoch(trainer)}  validation"
-    if trainer.state.fn == TrainerFn.PREDICTING:
-        return "prediction"
     return "test" if trainer.state.fn == TrainerFn.TESTING else "validation"
 
 

@@ -27,7 +27,7 @@ from lit_hf.training.callbacks.spikes import LossSpikes
 from lit_hf.training.callbacks.throughput import Throughput, peak_memory
 from lit_hf.training.tracking import MetricsFile
 
-PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft")
+PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "liger-kernel", "cut-cross-entropy")
 
 
 class RunRecorder(Callback):

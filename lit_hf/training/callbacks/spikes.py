@@ -61,6 +61,11 @@ class LossSpikes(Callback):
         """Read the losses."""
         self._read(trainer)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the losses, and have the checkpoint know them: its state was taken before."""
+        self._read(trainer)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+
     def _read(self, trainer: Trainer) -> None:
         if not self._unread:
             return

@@ -76,8 +76,8 @@ def test_without_a_metric_the_newest_is_the_best(tmp_path):
 
 def test_between_validations_it_is_saved_every_so_many_optimizer_steps(tmp_path):
     checkpoints = fit(tmp_path, [0.5, 0.6], every=2, batches=10, accumulate_grad_batches=2)
-    # an epoch has five steps; the last one is saved after its validation, once
-    assert checkpoints.published == [(2, 2), (4, 2), (5, 5), (6, 5), (8, 5), (10, 5)]
+    # an epoch has five steps; the last one is saved after its validation, once; until then the newest is the best
+    assert checkpoints.published == [(2, 2), (4, 4), (5, 5), (6, 5), (8, 5), (10, 5)]
 
 
 def test_before_a_validation_nothing_is_saved(tmp_path):
@@ -86,6 +86,20 @@ def test_before_a_validation_nothing_is_saved(tmp_path):
     assert checkpoints.published[1] == (2, 2)
     stopped = fit(tmp_path / "stopped", [0.5], every=3, batches=9, max_epochs=1, max_steps=6)
     assert stopped.published == [(3, 3), (6, 6)]
+
+
+class AskToStop(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
+
+
+def test_a_stop_within_an_epoch_is_saved_where_it_comes(tmp_path):
+    assert fit(tmp_path / "one", monitor=None, batches=8, callbacks=[AskToStop(3)]).published == [(3, 3)]
+    waited = fit(tmp_path / "two", monitor=None, batches=8, callbacks=[AskToStop(3)], min_steps=6, min_epochs=0)
+    assert waited.published == [(6, 6)]
 
 
 class Waiting(Writer):

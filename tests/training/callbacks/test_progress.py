@@ -254,18 +254,17 @@ def test_an_error_leaves_the_live_line_and_starts_a_new_one(tmp_path: Path) -> N
     assert terminal.getvalue().endswith("eta 0:03  padding 23%\x1b[K\n")
 
 
-def test_test_and_validate_and_predict_are_shown(tmp_path: Path) -> None:
+def test_test_and_validate_are_shown(tmp_path: Path) -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress(Throughput(), interval=1, stream=stream, clock=clock)
     trainer = tiny_trainer(tmp_path, callbacks=[Seconds(clock), progress], enable_progress_bar=True)
 
     trainer.test(TinyModule(), Batches(2), verbose=False)
     trainer.validate(TinyModule(val_losses=[0.25]), Batches(2), verbose=False)
-    trainer.predict(TinyModule(), Batches(2))
 
     lines = stream.getvalue().splitlines()
     assert re.fullmatch(r"test  loss \d+\.\d{4}", lines[0])
-    assert lines[1:] == ["validation  loss 0.2500  accuracy 0.8750", "prediction 1/2", "prediction 2/2"]
+    assert lines[1:] == ["validation  loss 0.2500  accuracy 0.8750"]
 
 
 def test_small_and_missing_numbers_can_be_told_from_zero(tmp_path: Path) -> None:

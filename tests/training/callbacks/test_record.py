@@ -19,7 +19,7 @@ import lit_hf
 from lit_hf.errors import holds_secret, without_secrets
 from lit_hf.run import RunFolder
 from lit_hf.training.callbacks.checkpoints import RunCheckpoints
-from lit_hf.training.callbacks.record import RunRecorder
+from lit_hf.training.callbacks.record import PACKAGES, RunRecorder
 from lit_hf.training.callbacks.throughput import Throughput
 from lit_hf.training.saving import CheckpointFiles, Writer
 from lit_hf.training.tracking import MetricsFile
@@ -70,14 +70,12 @@ def test_a_finished_run_is_recorded(run: RunFolder) -> None:
     assert record["best"] == {"metric": "val/loss", "value": 0.25, "checkpoint": "checkpoints/step-00000004"}
     assert record["parameters"] == {"trainable": 5, "total": 8}
     assert record["fingerprints"] == {"data": "d1", "model": "m1"}
-    assert record["versions"] | {"transformers": 0, "datasets": 0, "peft": 0} == {
+    assert record["versions"] | dict.fromkeys(PACKAGES[2:], 0) == {
         "lit_hf": lit_hf.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "lightning": lightning.__version__,
-        "transformers": 0,
-        "datasets": 0,
-        "peft": 0,
+        **dict.fromkeys(PACKAGES[2:], 0),
     }
     assert record["throughput"]["tokens"] == 2 * (10 + 14 + 6 + 10)
     assert list(record["peak_memory_bytes"]) == ["process_resident"]

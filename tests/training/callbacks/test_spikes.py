@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from lit_hf.training.callbacks.spikes import FEWEST, LossSpikes
@@ -109,3 +110,19 @@ def test_what_counts_is_the_mean_over_the_ranks(tmp_path):
     tiny_trainer(tmp_path, callbacks=[Tell(3)], **settings).fit(OneRank(), Batches(25))
 
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["1 5.0", "1 5.0"]
+
+
+def test_a_checkpoint_knows_the_losses_that_the_device_was_not_asked_for_yet(tmp_path):
+    spikes, saved = LossSpikes(3, every_n_batches=50), []
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 32:
+                trainer.save_checkpoint(tmp_path / "at.ckpt")
+                saved.append(torch.load(tmp_path / "at.ckpt", weights_only=True)["callbacks"][spikes.state_key])
+
+    trainer = tiny_trainer(tmp_path, callbacks=[spikes, Save()])
+    trainer.fit(Level([1.0] * 30 + [9.0, 1.0, 1.0]), Batches(33))
+
+    assert saved[0]["count"] == 1
+    assert len(saved[0]["window"]) == 32

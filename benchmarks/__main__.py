@@ -83,7 +83,7 @@ def main() -> None:
     path = options.output / f"{kind}.json"
     for name in plan.names:
         runs = list(_runs(name, plan))
-        collected = results.merge(results.read(path), runs, machine.describe(plan.threads))
+        collected = results.merge(results.read(path), runs, machine.describe(plan.threads), adds=options.add)
         results.write(path, collected)
         report.write(path.with_suffix(".md"), collected, plot.draw(path.with_suffix(".png"), collected))
     print(f"results: {path}, {path.with_suffix('.md')}")
@@ -157,6 +157,7 @@ def _options() -> argparse.Namespace:
         "--only", nargs="+", metavar="NAME", help="workloads, curves, points of curves, `start`, `resume`"
     )
     parser.add_argument("--peers", nargs="+", metavar="PEER", help="only these peers")
+    parser.add_argument("--add", action="store_true", help="keep the earlier rounds of the workloads, too")
     parser.add_argument("--rounds", type=int, help="how often each runs; default: 3, quick 1")
     parser.add_argument("--rows", type=int, help="training rows of every workload; default: each one's own")
     parser.add_argument("--limit", type=float, help="seconds that training may take; default: 200, quick 60")

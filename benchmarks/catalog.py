@@ -28,6 +28,7 @@ ON_CPU = _by_name(
     chat.PACKED,
     chat.BFLOAT16,
     packed_lm.WORKLOAD,
+    packed_lm.COMPILED,
     qlora.WORKLOAD,
     dpo.WORKLOAD,
 )

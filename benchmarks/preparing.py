@@ -65,6 +65,7 @@ def config_of(workload: Workload, prepared: Prepared) -> dict[str, Any]:
     model: dict[str, Any] = {
         "checkpoint": str(prepared.checkpoint),
         "dtype": workload.dtype,
+        "compile": workload.compile,
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": optimizer},
         "schedule": {"name": "constant", "warmup": 0},
     }

@@ -13,13 +13,16 @@ from benchmarks.ratios import OURS, Run, median, ratios, spread
 CURVE_FIGURES = ("tokens_per_second", "step_seconds", "start_seconds", "memory")
 
 
-def merge(before: Mapping[str, Any], runs: Sequence[Run], machine: Mapping[str, Any]) -> dict[str, Any]:
+def merge(
+    before: Mapping[str, Any], runs: Sequence[Run], machine: Mapping[str, Any], *, adds: bool = False
+) -> dict[str, Any]:
     """Return the results with new runs in the place of the earlier ones of the same workloads.
 
     Args:
         before: Earlier results; those of another machine are dropped.
         runs: New runs.
         machine: Where they were made.
+        adds: Keep the earlier ones, too; the new rounds are counted on from theirs.
 
     Returns:
         `machine`; `measured`, date and revision by workload; `ratios`, as `ratios.ratios` returns them, of all
@@ -28,8 +31,9 @@ def merge(before: Mapping[str, Any], runs: Sequence[Run], machine: Mapping[str, 
     """
     same_machine = all(before.get("machine", {}).get(key) == machine[key] for key in ("cpu", "cores", "gpu"))
     new = {run["workload"] for run in runs}
-    kept = [run for run in before.get("runs", []) if run["workload"] not in new] if same_machine else []
-    everything = [*kept, *runs]
+    kept = [run for run in before.get("runs", []) if adds or run["workload"] not in new] if same_machine else []
+    earlier = {name: 1 + max((run["round"] for run in kept if run["workload"] == name), default=-1) for name in new}
+    everything = [*kept, *({**run, "round": run["round"] + earlier[run["workload"]]} for run in runs)]
     measured = before.get("measured", {}) if same_machine else {}
     stamp = {"date": machine["date"], "revision": machine["revision"]}
     starts = [run for run in everything if run["workload"] == "start"]

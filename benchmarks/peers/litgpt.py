@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def train(peer: str, workload: Workload, prepared: Prepared, clock: StepClock, f
     start, out = folder.parent / "start", folder.parent / "litgpt"
     config = _convert(prepared.checkpoint, start, AutoConfig.from_pretrained(prepared.checkpoint))
     optimizer = {"lr": workload.learning_rate, "weight_decay": 0.0}
+    sys.argv[1:] = [config.name]  # it keeps its own command line beside the weights, and reads it anew for that
     pretrain.setup(
         model_name=config.name,
         model_config=config,
@@ -124,7 +126,8 @@ def _convert_back(weights: Path, checkpoint: Path, folder: Path, config: Any) ->
     from litgpt.scripts.convert_lit_checkpoint import copy_weights_llama
     from transformers import AutoModelForCausalLM
 
-    trained = torch.load(weights, weights_only=True)["model"]
+    # this process wrote it, with the whole loader inside
+    trained = torch.load(weights, weights_only=False)["model"]
     converted: dict[str, Any] = {}
     copy_weights_llama(config, converted, trained)
     model = AutoModelForCausalLM.from_pretrained(checkpoint)

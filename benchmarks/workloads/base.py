@@ -44,6 +44,7 @@ class Workload:
         lora: Arguments of `peft.LoraConfig`, to train an adapter.
         nf4: Whether the base model is quantized to 4 bits.
         data: Further settings of lit-hf's `data` block.
+        compile: Whether lit-hf compiles the model.
         ranks: Processes that train together; lit-hf only.
         precision: `32-true` or `bf16-true`.
         on_gpu: Whether it runs on a GPU.
@@ -64,6 +65,7 @@ class Workload:
     lora: dict[str, Any] | None = None
     nf4: bool = False
     data: dict[str, Any] = field(default_factory=dict)
+    compile: bool = False
     ranks: int = 1
     precision: Literal["32-true", "bf16-true"] = "32-true"
     on_gpu: bool = False

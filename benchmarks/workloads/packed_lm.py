@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,5 @@ WORKLOAD = Workload(
     max_length=BLOCK_LENGTH,
     learning_rate=1e-3,
 )
+
+COMPILED = replace(WORKLOAD, name="packed_lm_compiled", compile=True, peers=("litgpt",))

@@ -27,6 +27,15 @@ def run(workload: str, peer: str, speed: float | None, number: int = 0, **more: 
     return {"workload": workload, "peer": peer, "round": number, **figures, **counts, **more}
 
 
+def test_rounds_can_be_added_to_those_of_a_workload() -> None:
+    first = results.merge({}, [run("chat", "lit_hf", 5.0), run("chat", "trl", 1.0), run("dpo", "lit_hf", 2.0)], MACHINE)
+
+    second = results.merge(first, [run("chat", "lit_hf", 6.0), run("chat", "loop", 3.0)], MACHINE, adds=True)
+
+    assert [(row["peer"], row["ratio"]) for row in second["ratios"]] == [("trl", 5.0), ("loop", 2.0)]
+    assert [one["round"] for one in second["runs"] if one["workload"] == "chat"] == [0, 0, 1, 1]
+
+
 def test_new_runs_take_the_place_of_those_of_the_same_workload_only() -> None:
     first = results.merge({}, [run("chat", "lit_hf", 5.0), run("chat", "trl", 1.0), run("dpo", "lit_hf", 2.0)], MACHINE)
     later = {**MACHINE, "revision": "def"}

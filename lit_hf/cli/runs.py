@@ -91,7 +91,7 @@ def provenance(run: RunFolder, path: Path, state: Mapping[str, Any]) -> Provenan
 
 def results_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics of the validation of a checkpoint's weights, by name; empty if they were not validated."""
-    found = state["results"] if state["results_at"] == state["global_step"] else {}
+    found = state["results"] if state.get("results_at") == state["global_step"] else {}
     return {name.removeprefix("val/"): value for name, value in found.items()}
 
 

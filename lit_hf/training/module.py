@@ -248,7 +248,7 @@ class LitModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the latest results, and what the task learnt from the data."""
         self.task.load_state_dict(checkpoint["task"])
-        self.results, self.results_at = checkpoint["results"], checkpoint["results_at"]
+        self.results, self.results_at = checkpoint["results"], checkpoint.get("results_at")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take a checkpoint's tensors: all that checkpoints hold must be there, and nothing that the model has not.

@@ -81,7 +81,7 @@ def _may_be_told_to_end(run: RunFolder) -> Iterator[None]:
     except SIGTERMException as error:
         raise Preempted(Problem(str(run.path), "the process was told to end.", _kept(run))) from error
     finally:
-        if is_main:
+        if before is not None:  # one that Python can set again
             signal.signal(signal.SIGTERM, before)
         if takes_usr1:
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)

@@ -59,6 +59,7 @@ from lit_hf.training.callbacks.in_hand import BatchInHand
 from lit_hf.training.callbacks.last_validation import ValidateAtLastStep
 from lit_hf.training.callbacks.nonfinite import StopOnNonFinite
 from lit_hf.training.callbacks.patience import StopOnPatience
+from lit_hf.training.callbacks.preemption import EndTogether
 from lit_hf.training.callbacks.progress import Progress
 from lit_hf.training.callbacks.recompiles import WarnOnRecompiles
 from lit_hf.training.callbacks.record import RunRecorder, versions
@@ -298,7 +299,8 @@ class TrainerCLI(LightningCLI):
         if settings["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in given):
             own.append(Progress(throughput))
         if stage == "fit":
-            own += [throughput, self.in_hand, ValidateAtLastStep(), StopOnNonFinite(skip=self.config.skip_nonfinite)]
+            own += [throughput, self.in_hand, EndTogether(), ValidateAtLastStep()]
+            own += [StopOnNonFinite(skip=self.config.skip_nonfinite)]
             own += [] if self.config.loss_spike is None else [LossSpikes(self.config.loss_spike)]
             own += [RunRecorder(self.run, throughput, self.fingerprints, limits(self.resolved))]
             own += [ExactResume(self.datamodule.batches.seed)]

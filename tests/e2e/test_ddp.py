@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lit_hf.cli.main import main
 from lit_hf.run import RunFolder
 from tests import preferences
 from tests.conftest import ROOT
+from tests.killing import digest
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +74,20 @@ def fit_together(folder, name, batch_size, *options, launcher="torchrun"):
     return RunFolder(folder / "runs" / name), done.stderr
 
 
+def fit_until_told_to_end(folder, name, batch_size, *options):
+    """Fit in two processes that Lightning starts, tell the first one to end in the middle, and return its exit code."""
+    sizes = ("--data.batch_size", str(batch_size), "--data.eval_batch_size", "3")
+    command = [*LAUNCHERS["lightning"], "fit", "-c", "tiny.yaml", "--name", name, *sizes, "--trainer.devices", "2"]
+    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    metrics, until = folder / "runs" / name / "metrics.csv", time.monotonic() + 120
+    with subprocess.Popen([*command, *options], cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not metrics.is_file() or metrics.read_text().count("\n") < 6:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        process.terminate()
+        return process.wait(60)
+
+
 def assert_same(one, two, steps, without=()):
     first, second = one.read_record(), two.read_record()
     assert second["hardware"]["world_size"] == 2
@@ -124,6 +140,19 @@ def test_text_classification_whose_run_goes_on_and_is_asked_for_again(folder, ti
     _, told = fit_together(folder, "two", 8, *more)  # torchrun starts both processes whatever there is to do
     assert told.count("is finished already; nothing was done") == 1
     assert two.read_record() == before
+
+
+def test_two_ranks_that_are_told_to_end_do_so_together_and_go_on_as_if_nothing_had_happened(folder, tiny_text_model):
+    write(folder, {"class_path": "TextClassification"}, {"checkpoint": str(tiny_text_model)}, *opinions())
+    settings = ("--trainer.max_epochs", "12", "--checkpoint_every", "2")
+    whole, _ = fit_together(folder, "whole", 8, *settings, launcher="lightning")
+
+    assert fit_until_told_to_end(folder, "told", 8, *settings) == 75
+    told = RunFolder(folder / "runs" / "told")
+    assert told.read_record()["state"] == "preempted"
+    fit_together(folder, "told", 8, *settings, launcher="lightning")
+
+    assert digest(told.path) == digest(whole.path)
 
 
 def test_generated_text(folder):

@@ -308,8 +308,7 @@ class TrainerCLI(LightningCLI):
             own += [WarnOnRecompiles()] if self.model.switches.compile else []
             settings["logger"] = [] if isinstance(settings["logger"], bool) else _listed(settings["logger"])
             own += [] if settings["max_time"] is None else [StopOnTime(settings["max_time"])]
-            most = epochs(settings["max_epochs"], settings["max_steps"], settings["max_time"])
-            settings |= {"max_epochs": most, "max_time": None}
+            settings |= {"max_epochs": epochs(settings["max_epochs"], settings["max_steps"]), "max_time": None}
         else:
             given = [one for one in given if not isinstance(one, Checkpoint)]
             settings |= {"logger": False, "enable_checkpointing": False}

@@ -22,7 +22,6 @@ class TrainerSettings:
     accumulate_grad_batches: int = 1
     max_epochs: int | None = None
     max_steps: int = -1
-    max_time: Any = None
     limit_train_batches: int | float | None = None
 
 

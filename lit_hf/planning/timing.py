@@ -71,7 +71,7 @@ def estimate_time(
 
 def _total_steps(steps: int | None, trainer: TrainerSettings) -> int | None:
     most = trainer.max_steps if trainer.max_steps != -1 else None
-    limit = epochs(trainer.max_epochs, trainer.max_steps, trainer.max_time)
+    limit = epochs(trainer.max_epochs, trainer.max_steps)
     in_epochs = steps * limit if steps is not None and limit is not None and limit != -1 else None
     return min((value for value in (most, in_epochs) if value is not None), default=None)
 

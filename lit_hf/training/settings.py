@@ -9,11 +9,9 @@ import torch
 from lightning.pytorch.callbacks import Timer
 
 
-def epochs(max_epochs: int | None, max_steps: int, max_time: Any = None) -> int | None:
-    """Return how many epochs a run has at most, by the trainer's limits: 3 where these name none, -1 for no limit."""
-    if max_epochs is None and max_steps == -1:
-        return 3 if max_time is None else -1
-    return max_epochs
+def epochs(max_epochs: int | None, max_steps: int) -> int | None:
+    """Return how many epochs a run has at most, by the trainer's limits: 3 where these name none, not even steps."""
+    return 3 if max_epochs is None and max_steps == -1 else max_epochs
 
 
 LIMITS = {
@@ -29,7 +27,7 @@ def limits(config: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the value of each of `LIMITS` in a resolved config, the time in seconds; None where it is not set."""
     trainer = config["trainer"]
     given = {
-        "max_epochs": epochs(trainer["max_epochs"], trainer["max_steps"], trainer["max_time"]),
+        "max_epochs": epochs(trainer["max_epochs"], trainer["max_steps"]),
         "max_steps": trainer["max_steps"],
         "max_time": Timer(trainer["max_time"]).time_remaining(),
         "patience": config["patience"],

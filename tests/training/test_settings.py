@@ -12,11 +12,6 @@ def test_a_run_has_three_epochs_where_no_limit_is_named(max_epochs, max_steps, e
     assert epochs(max_epochs, max_steps) == expected
 
 
-def test_time_is_a_limit():
-    assert epochs(None, -1, "00:01:00:00") == -1
-    assert epochs(2, -1, "00:01:00:00") == 2
-
-
 def test_limits_are_none_where_they_are_not_set_and_times_are_seconds():
     none = {"max_epochs": None, "max_steps": -1, "max_time": None}
     assert limits({"trainer": none, "patience": None}) == {
